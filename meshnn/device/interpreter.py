@@ -1,0 +1,237 @@
+"""Inference: every shard of this device in one thread of its own, never on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import psutil
+
+from meshnn.device import runtime
+from meshnn.device.runtime import Array, TensorInterpreter
+from meshnn.errors import BusyError, MeshError, ModelError
+
+QUEUE_LIMIT = 256
+"""Jobs that may wait for the thread; admission keeps far below, so more is a fault and is refused."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """One input or output of a loaded shard. `dtype` is numpy's name; scale and zero point are empty where plain."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A shard ready to run: its handle, its ports in the file's order, resident bytes it added, seconds it took."""
+
+    handle: int
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    measured_bytes: int
+    load_s: float
+
+
+class Ran(NamedTuple):
+    """One run: the outputs in the file's order, each a copy of its own, and the seconds of the invocation alone."""
+
+    outputs: list[Array]
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    interpreter: TensorInterpreter
+    loaded: Loaded
+
+
+@dataclass(slots=True)
+class _Claim:
+    """Whether somebody still waits for a job, and whether its inputs are being read just now."""
+
+    reading: threading.Lock = field(default_factory=threading.Lock)
+    abandoned: bool = False
+
+    def abandon(self) -> None:
+        """Nobody waits any more; once this returns the inputs are not read again."""
+        with self.reading:
+            self.abandoned = True
+
+
+class Engine:
+    """The one inference thread of a device; any number of loaded shards take turns in it.
+
+    All methods are called from the event loop. Loading holds the GIL while the runtime repacks weights (about
+    0.7 ms per MB), so the file should be in the page cache by then: check its digest just before.
+    """
+
+    def __init__(self, threads: int = 1, queue_limit: int = QUEUE_LIMIT) -> None:
+        """`threads` is how many threads one invocation may use inside the runtime."""
+        self._threads = threads
+        self._limit = queue_limit
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="meshnn-inference")
+        self._shards: dict[int, _Shard] = {}
+        self._handles = itertools.count(1)
+        self._waiting = 0
+        self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the thread or waiting for it."""
+        return self._waiting
+
+    async def load(self, path: Path) -> Loaded:
+        """Map a file, allocate it and run it once on zeros; ModelError where the runtime refuses, BusyError."""
+        claim = _Claim()
+        handle = next(self._handles)
+        shard = await self._submit(lambda: _load(path, self._threads, handle, claim), claim)
+        if shard is None or self._closed:
+            raise ModelError(f"{path.name}: the engine was closed while it loaded")
+        self._shards[handle] = shard
+        return shard.loaded
+
+    async def run(self, handle: int, inputs: Sequence[Array]) -> Ran:
+        """Run a shard on its inputs in the file's order; ModelError, BusyError.
+
+        The inputs may be views of receive buffers: they are copied in, and once this call has returned or raised
+        (a cancellation included) they are not read again. A cancelled job that has not begun never runs.
+        """
+        shard = self._shards.get(handle)
+        if shard is None:
+            raise ModelError(f"shard {handle} is not loaded")
+        wanted = shard.loaded.inputs
+        if len(inputs) != len(wanted):
+            raise ModelError(f"{len(inputs)} inputs were given, the shard takes {len(wanted)}")
+        claim = _Claim()
+        ran = await self._submit(lambda: _run(shard, inputs, claim), claim)
+        if ran is None:
+            raise ModelError("the run was abandoned")
+        return ran
+
+    def unload(self, handle: int) -> None:
+        """Forget a shard; its memory is given back in the thread, after the runs that wait for it. Twice is harmless."""
+        shard = self._shards.pop(handle, None)
+        if shard is not None and not self._closed:
+            held = [shard]
+            del shard
+            self._executor.submit(held.clear)
+
+    async def close(self) -> None:
+        """Drop what waits, let the running job end, give all memory back. Twice is harmless."""
+        self._closed = True
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(self._executor.shutdown, wait=True)
+        self._shards.clear()
+
+    async def _submit(self, job: Callable[[], T], claim: _Claim) -> T:
+        """The result of a job in the thread."""
+        if self._closed:
+            raise ModelError("the engine is closed")
+        if self._waiting >= self._limit:
+            raise BusyError(f"{self._waiting} runs wait on this device already")
+        self._waiting += 1
+        future = self._executor.submit(job)
+        future.add_done_callback(lambda _: None)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            claim.abandon()
+            if self._closed and future.cancelled() and not _cancelling():
+                raise ModelError("the engine was closed") from None
+            raise
+        finally:
+            self._waiting -= 1
+
+
+def _cancelling() -> bool:
+    """Whether somebody cancels the current task (and not merely the future that it awaits)."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _load(path: Path, threads: int, handle: int, claim: _Claim) -> _Shard | None:
+    """In the thread: a shard allocated and warm; None when nobody waits for it any more."""
+    if claim.abandoned:
+        return None
+    before = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    try:
+        found = runtime.find()
+        with runtime.hushed():
+            interpreter = found.interpreter(path, threads)
+            interpreter.allocate_tensors()
+        inputs = tuple(port_of(detail) for detail in interpreter.get_input_details())
+        outputs = tuple(port_of(detail) for detail in interpreter.get_output_details())
+        fill_zeros(interpreter, inputs)
+        interpreter.invoke()
+    except MeshError:
+        raise
+    except runtime.ERRORS as error:
+        raise ModelError(f"{path.name}: {runtime.reason(error)}") from None
+    grown = max(0, psutil.Process().memory_info().rss - before)
+    return _Shard(interpreter, Loaded(handle, inputs, outputs, grown, time.perf_counter() - start))
+
+
+def port_of(detail: dict[str, Any]) -> Port:
+    """A port from the dictionary the runtime gives; ModelError for strings and other things that are no numbers."""
+    dtype = np.dtype(detail["dtype"])
+    if dtype.kind not in "biufc":
+        raise ModelError(f"tensor {detail['name']!r} is of type {dtype.name}, which cannot be passed on")
+    quantisation = detail["quantization_parameters"]
+    return Port(
+        name=str(detail["name"]),
+        shape=tuple(int(size) for size in detail["shape"]),
+        dtype=dtype.name,
+        scale=tuple(float(scale) for scale in quantisation["scales"]),
+        zero_point=tuple(int(zero) for zero in quantisation["zero_points"]),
+        index=int(detail["index"]),
+    )
+
+
+def fill_zeros(interpreter: TensorInterpreter, inputs: Sequence[Port]) -> None:
+    """Set every input to zero: no stale memory reaches a first run."""
+    for port in inputs:
+        interpreter.set_tensor(port.index, np.zeros(port.shape, np.dtype(port.dtype)))
+
+
+def _run(shard: _Shard, inputs: Sequence[Array], claim: _Claim) -> Ran | None:
+    """In the thread: one run; None when nobody waits for it any more."""
+    interpreter = shard.interpreter
+    try:
+        with claim.reading:
+            if claim.abandoned:
+                return None
+            for port, value in zip(shard.loaded.inputs, inputs, strict=True):
+                _check(port, value)
+                interpreter.set_tensor(port.index, value)
+        start = time.perf_counter()
+        interpreter.invoke()
+        compute_s = time.perf_counter() - start
+        # get_tensor makes a fresh array each time: no view outlives this function, the next run may begin.
+        return Ran([interpreter.get_tensor(port.index) for port in shard.loaded.outputs], compute_s)
+    except runtime.ERRORS as error:
+        raise ModelError(f"the run failed: {runtime.reason(error)}") from None
+
+
+def _check(port: Port, value: Array) -> None:
+    """Refuse a value of another type or shape by name, before the runtime does it by number."""
+    if value.dtype.name != port.dtype or value.shape != port.shape:
+        raise ModelError(
+            f"input {port.name!r} takes {port.dtype} {list(port.shape)}, got {value.dtype.name} {list(value.shape)}"
+        )

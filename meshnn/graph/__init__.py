@@ -1,0 +1,1 @@
+"""The compiler: TFLite bytes to one frozen IR and back, cuts, splits, costs. Pure."""

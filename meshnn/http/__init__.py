@@ -1,0 +1,1 @@
+"""HTTP on every peer: the native API, served by aiohttp on loopback."""

@@ -1,0 +1,139 @@
+"""The native API: `/api/v1/...`, what the command line and the library speak to their own node."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from meshnn.errors import MeshError, UsageError
+from meshnn.http.guard import flag, number
+from meshnn.node.driver import Node
+from meshnn.node.visitors import npz_of
+
+INPUT_BYTES_MAX = 64 << 20
+UPLOAD_CHUNK_BYTES = 1 << 20
+DEADLINE_MAX_S = 3600.0
+JSON_BYTES = "X-Json-Bytes"
+
+
+class Native:
+    """The handlers of one node."""
+
+    def __init__(self, node: Node) -> None:
+        """The node that does the work."""
+        self._node = node
+
+    def routes(self) -> list[web.RouteDef]:
+        """Every path of the native API."""
+        return [
+            web.get("/healthz", self.health),
+            web.get("/readyz", self.health),
+            web.get("/api/v1/status", self.status),
+            web.post("/api/v1/ask", self.ask),
+            web.get("/api/v1/plans", self.plans),
+            web.get("/api/v1/models", self.models),
+            web.post("/api/v1/models", self.add),
+            web.delete("/api/v1/models/{name}", self.remove),
+            web.get("/api/v1/models/{name}/card", self.card),
+            web.get("/api/v1/models/{name}/file", self.file),
+            web.post("/api/v1/leave", self.leave),
+        ]
+
+    async def health(self, request: web.Request) -> web.Response:
+        """Alive."""
+        del request
+        return web.json_response({"ok": True})
+
+    async def status(self, request: web.Request) -> web.Response:
+        """What `meshnn status --json` prints."""
+        del request
+        return _json(self._node.service.status())
+
+    async def plans(self, request: web.Request) -> web.Response:
+        """The active plans."""
+        del request
+        return _json(self._node.service.plans())
+
+    async def models(self, request: web.Request) -> web.Response:
+        """The models of the mesh."""
+        del request
+        return _json(self._node.service.status()["models"])
+
+    async def ask(self, request: web.Request) -> web.Response:
+        """Answer the body, a photo or npz; with `tensors=1` the raw tensors follow the JSON as an npz."""
+        data = await _body(request)
+        answer = await self._node.service.ask(
+            data,
+            request.query.get("source", "input"),
+            model=request.query.get("model") or None,
+            top=int(number(request, "top", 5, 1, 100_000)),
+            deadline_s=number(request, "deadline", 30.0, 0.001, DEADLINE_MAX_S),
+        )
+        line = msgspec.json.encode(answer.report)
+        arrays = await asyncio.to_thread(npz_of, answer) if flag(request, "tensors") else b""
+        return web.Response(body=line + arrays, content_type="application/json", headers={JSON_BYTES: str(len(line))})
+
+    async def add(self, request: web.Request) -> web.Response:
+        """Take the body as a model file, under `name`."""
+        name = request.query.get("name", "")
+        if not name:
+            raise UsageError("a model needs a name: ?name=NAME")
+        folder = self._node.store.folder
+        descriptor, text = await asyncio.to_thread(tempfile.mkstemp, suffix=".upload", dir=folder)
+        path = Path(text)
+        try:
+            with open(descriptor, "wb") as file:  # noqa: ASYNC230 - opens what is open already
+                async for chunk in request.content.iter_chunked(UPLOAD_CHUNK_BYTES):
+                    await asyncio.to_thread(file.write, chunk)
+            result = await self._node.service.add(
+                path,
+                name,
+                replace=flag(request, "replace"),
+                wait=not flag(request, "no_wait"),
+                deadline_s=number(request, "deadline", 60.0, 0.001, DEADLINE_MAX_S),
+            )
+        except OSError as error:
+            raise MeshError(f"the upload cannot be stored: {error.strerror}") from error
+        finally:
+            await asyncio.to_thread(path.unlink, missing_ok=True)
+        return _json(result)
+
+    async def remove(self, request: web.Request) -> web.Response:
+        """Forget a model in the whole mesh."""
+        self._node.service.remove(request.match_info["name"])
+        return _json({"removed": request.match_info["name"]})
+
+    async def card(self, request: web.Request) -> web.Response:
+        """A model's card; the name `-` means the one that `ask` without a model would use."""
+        name = request.match_info["name"]
+        deadline_s = number(request, "deadline", 30.0, 0.001, DEADLINE_MAX_S)
+        card = await self._node.service.card(None if name == "-" else name, deadline_s)
+        return _json(card)
+
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        """A model's whole file."""
+        path = await self._node.service.model_file(request.match_info["name"])
+        return web.FileResponse(path)
+
+    async def leave(self, request: web.Request) -> web.Response:
+        """Say goodbye and end; the node goes once this answer is out."""
+        del request
+        asyncio.get_running_loop().call_soon(self._node.leave)
+        return _json({"left": True})
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+
+async def _body(request: web.Request) -> bytes:
+    """The whole body, refused above its bound."""
+    if request.content_length is not None and request.content_length > INPUT_BYTES_MAX:
+        raise UsageError(f"the input has {request.content_length} bytes; at most {INPUT_BYTES_MAX} are taken")
+    return await request.read()
+
+

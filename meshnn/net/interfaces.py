@@ -1,0 +1,104 @@
+"""The addresses of this machine, and which hosts an open mesh may speak with."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable
+
+import ifaddr
+
+from meshnn.errors import NodeError
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+# How long a list of interfaces is believed before a host that does not fit makes us look again.
+FRESH_S = 5.0
+
+
+def attached() -> dict[str, list[IPInterface]]:
+    """Every interface of this machine by name, with its addresses and networks."""
+    found: dict[str, list[IPInterface]] = {}
+    for adapter in ifaddr.get_adapters():
+        addresses = found.setdefault(adapter.name, [])
+        for entry in adapter.ips:
+            host = entry.ip if isinstance(entry.ip, str) else entry.ip[0]
+            addresses.append(ipaddress.ip_interface(f"{host}/{entry.network_prefix}"))
+    return found
+
+
+def addresses_of(interface: str | None) -> tuple[str, ...]:
+    """The IPv4 addresses to listen on and announce: all (None), those of a named interface, or one address.
+
+    Raises NodeError where this machine has no such interface or address.
+    """
+    adapters = attached()
+    if interface is None:
+        return _v4(entry for entries in adapters.values() for entry in entries)
+    if interface in adapters:
+        addresses = _v4(adapters[interface])
+    else:
+        addresses = _v4(
+            entry for entries in adapters.values() for entry in entries if str(entry.ip) == interface
+        ) or _loopback(interface)
+    if not addresses:
+        raise NodeError(f"this machine has no interface or IPv4 address {interface}")
+    return addresses
+
+
+def _v4(entries: Iterable[IPInterface]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(entry.ip) for entry in entries if entry.version == 4))
+
+
+def _loopback(interface: str) -> tuple[str, ...]:
+    """Linux answers on all of 127.0.0.0/8, though only one address of it is listed."""
+    try:
+        address = ipaddress.ip_address(interface)
+    except ValueError:
+        return ()
+    return (interface,) if address.version == 4 and address.is_loopback else ()
+
+
+class Vicinity:
+    """Which hosts are near: on a directly attached network, on loopback, or named by a person."""
+
+    def __init__(self, clock: Callable[[], float], look: Callable[[], Iterable[IPInterface]] | None = None) -> None:
+        self._clock = clock
+        self._look = look or (lambda: [entry for entries in attached().values() for entry in entries])
+        self._networks = [entry.network for entry in self._look()]
+        self._looked_at = clock()
+        self._named: set[IPAddress] = set()
+
+    def name(self, host: str) -> None:
+        """Lets an IP address in, wherever it is."""
+        self._named.add(_plain(host))
+
+    def includes(self, host: str) -> bool:
+        """Whether the IP address `host` is near; looks at the interfaces again, at most every 5 s, before saying no."""
+        try:
+            address = _plain(host)
+        except ValueError:
+            return False
+        if self._near(address):
+            return True
+        now = self._clock()
+        if now - self._looked_at < FRESH_S:
+            return False
+        self._networks = [entry.network for entry in self._look()]
+        self._looked_at = now
+        return self._near(address)
+
+    def _near(self, address: IPAddress) -> bool:
+        # A default route or a point-to-point link of prefix 0 is not a network one is attached to.
+        return (
+            address.is_loopback
+            or address in self._named
+            or any(network.prefixlen and address in network for network in self._networks)
+        )
+
+
+def _plain(host: str) -> IPAddress:
+    """An address without its scope, and an IPv4 address as such where it came mapped into IPv6."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address

@@ -1,0 +1,54 @@
+"""A supervised set of tasks: kept, watched, and awaited when their owner stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+
+from meshnn.telemetry import logger
+
+_log = logger(__name__)
+
+
+class TaskSet:
+    """Tasks of one owner. A task that fails is logged and forgotten; it never ends its siblings.
+
+    `stop` cancels and awaits all of them; nothing can be spawned afterwards.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stopped = False
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def spawn(self, work: Coroutine[object, object, None], name: str, ended: Callable[[], None] | None = None) -> None:
+        """Runs `work` in the background, then calls `ended`, also where `work` never began.
+
+        After `stop` the work is closed at once, unrun.
+        """
+        if self._stopped:
+            work.close()
+            if ended is not None:
+                ended()
+            return
+        task = asyncio.get_running_loop().create_task(work, name=f"{self._name}: {name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        if ended is not None:
+            task.add_done_callback(lambda _: ended())
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("task failed", task=task.get_name(), exc_info=error)
+
+    async def stop(self) -> None:
+        """Cancels every task and waits until each has ended."""
+        self._stopped = True
+        while tasks := [task for task in self._tasks if task is not asyncio.current_task()]:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)

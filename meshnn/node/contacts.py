@@ -1,0 +1,77 @@
+"""Whom to dial: every live member without a link, at once, then with back-off. A pure machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from meshnn.cluster.effects import Dial
+from meshnn.cluster.member import DeviceId, Member
+
+FIRST_S = 0.0
+# The greater id waits for the lesser one to dial, so that two newcomers do not both dial at once.
+POLITE_S = 0.7
+BACKOFF_MAX_S = 8.0
+# A lost link counts against a device only after so long: most come back at once.
+GRACE_S = 1.0
+
+
+@dataclass(slots=True)
+class _Missing:
+    due: float
+    wait_s: float
+
+
+class Contacts:
+    """Which members are linked, since when they are not, when to dial them again."""
+
+    def __init__(self, me: DeviceId) -> None:
+        """Nobody is linked yet."""
+        self._me = me
+        self._linked: set[DeviceId] = set()
+        self._lost: dict[DeviceId, float] = {}
+        self._missing: dict[DeviceId, _Missing] = {}
+
+    @property
+    def linked(self) -> frozenset[DeviceId]:
+        """The devices with a link."""
+        return frozenset(self._linked)
+
+    @property
+    def deadline(self) -> float | None:
+        """When to dial next or to give up on a lost link, in the caller's clock."""
+        times = [missing.due for missing in self._missing.values()]
+        times += [lost + GRACE_S for lost in self._lost.values()]
+        return min(times, default=None)
+
+    def reachable(self, device: DeviceId, now: float) -> bool:
+        """Whether plans may count on a device: itself, linked, or lost a moment ago."""
+        return device == self._me or device in self._linked or now - self._lost.get(device, -GRACE_S) < GRACE_S
+
+    def on_linked(self, device: DeviceId) -> None:
+        """A link is up."""
+        self._linked.add(device)
+        self._lost.pop(device, None)
+        self._missing.pop(device, None)
+
+    def on_unlinked(self, device: DeviceId, evidence: str, now: float) -> None:
+        """A link is gone; a host that says the process is gone gets no grace."""
+        self._linked.discard(device)
+        if evidence in {"closed", "silent"}:
+            self._lost[device] = now
+        self._missing.pop(device, None)
+
+    def review(self, members: Iterable[Member], now: float) -> list[Dial]:
+        """Dial whoever is due."""
+        self._lost = {device: lost for device, lost in self._lost.items() if now - lost < GRACE_S}
+        absent = {m.device_id: m for m in members if m.device_id != self._me and m.device_id not in self._linked}
+        self._missing = {device: row for device, row in self._missing.items() if device in absent}
+        dials: list[Dial] = []
+        for device, member in sorted(absent.items()):
+            first = FIRST_S if self._me < device else POLITE_S
+            row = self._missing.setdefault(device, _Missing(now + first, 0.5))
+            if row.due <= now:
+                row.wait_s = min(BACKOFF_MAX_S, row.wait_s * 2)
+                row.due = now + row.wait_s
+                dials.append(Dial(member.address))
+        return dials

@@ -1,0 +1,271 @@
+"""The core: every event of a node goes through here, every decision comes out as effects. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TypeVar
+
+import msgspec
+
+from meshnn.cluster.cluster import Cluster
+from meshnn.cluster.effects import LeaderChanged, MemberChanged
+from meshnn.cluster.member import Address, BootId, Capability, DeviceId, Load, Member, MemberState
+from meshnn.errors import ModelError
+from meshnn.graph.card import Card
+from meshnn.node.catalogue import Catalogue
+from meshnn.node.contacts import Contacts
+from meshnn.node.copies import Copies
+from meshnn.node.effects import Changed, CutShards, Effect, Fetch, PlansChanged, Send, note
+from meshnn.node.leader import Leader
+from meshnn.node.messages import Copy, CopyFailed, Holdings, Names
+from meshnn.node.plans import PlanBook
+from meshnn.node.problem import Problem
+from meshnn.node.shards import Shards
+from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Prepare, Ready, Refused, Retire, Unplanned
+from meshnn.plan.plan import PlanSet, Recipe
+
+T = TypeVar("T")
+# Messages a node may send itself within one event before it must be a loop in our logic.
+LOCAL_MAX = 10_000
+CARD_RETRY_S = 3.0
+
+
+class Core:
+    """The machines of a node and the routes between them; one task owns it."""
+
+    def __init__(self, cluster: Cluster, catalogue: Catalogue, shards: Shards, me: DeviceId, boot: BootId) -> None:
+        """The machines that hold state from disk come ready made."""
+        self.cluster = cluster
+        self.catalogue = catalogue
+        self.shards = shards
+        self.book = PlanBook(me, boot, shards, catalogue.card)
+        self.leader = Leader(me, catalogue, self.book)
+        self.copies = Copies()
+        self.contacts = Contacts(me)
+        self._me = me
+        self._copying: dict[str, DeviceId] = {}
+        self._cards_due: float | None = None
+        self._led: tuple[DeviceId | None, int] = (None, 0)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `on_deadline` is due, in the caller's clock."""
+        parts = (self.cluster, self.book, self.leader, self.copies, self.contacts)
+        times = [part.deadline for part in parts if part.deadline is not None]
+        if self._cards_due is not None:
+            times.append(self._cards_due)
+        return min(times, default=None)
+
+    def planned(self, now: float) -> dict[DeviceId, Member]:
+        """The members that plans may use now."""
+        members = self.cluster.members
+        states = {MemberState.ALIVE, MemberState.SUSPECT}
+        return {
+            device: member
+            for device, member in members.items()
+            if member.state in states and self.contacts.reachable(device, now)
+        }
+
+    def start(self, now: float) -> list[Effect]:
+        """The node begins."""
+        return self._settle(list(self.cluster.start(now)), now)
+
+    def leave(self, now: float) -> list[Effect]:
+        """The node says goodbye."""
+        return list(self.cluster.leave(now))
+
+    def on_datagram(self, source: DeviceId, boot: BootId, message: msgspec.Struct, now: float) -> list[Effect]:
+        """A datagram of membership or election."""
+        return self._settle(list(self.cluster.on_datagram(source, boot, message, now)), now)
+
+    def on_seen(self, address: Address, now: float) -> list[Effect]:
+        """An address that may be a peer: mDNS, --peer, or remembered."""
+        return self._settle(list(self.cluster.on_seen(address, now)), now)
+
+    def on_linked(
+        self, device: DeviceId, boot: BootId, name: str, address: Address, http_port: int, now: float
+    ) -> list[Effect]:
+        """A link is up."""
+        self.contacts.on_linked(device)
+        effects: list[Effect] = list(self.cluster.on_linked(device, boot, name, address, http_port, now))
+        effects += self.catalogue.on_linked(device)
+        effects += self.leader.on_linked(device)
+        return self._settle([*effects, Changed()], now)
+
+    def on_unlinked(self, device: DeviceId, evidence: str, now: float) -> list[Effect]:
+        """A link is gone, or could not be made; `evidence` says how."""
+        self.contacts.on_unlinked(device, evidence, now)
+        effects: list[Effect] = list(self.cluster.on_unlinked(device, evidence, now))
+        return self._settle([*effects, *self.catalogue.on_unlinked(device)], now)
+
+    def on_unreachable(self, address: Address, evidence: str, now: float) -> list[Effect]:
+        """A dial came to nothing: a refusal by the host is evidence about the member that lived there."""
+        if evidence != "refused":
+            return []
+        there = [m.device_id for m in self._dialable() if m.address == address and m.device_id != self._me]
+        effects: list[Effect] = []
+        for device in there:
+            if device not in self.contacts.linked:
+                effects += self.cluster.on_unlinked(device, "refused", now)
+        return self._settle(effects, now)
+
+    def on_message(self, source: DeviceId, message: msgspec.Struct, now: float) -> list[Effect]:
+        """A control message of a linked peer."""
+        return self._settle(self._take(source, message, now), now)
+
+    def on_deadline(self, now: float) -> list[Effect]:
+        """Time has come for some machine."""
+        effects: list[Effect] = []
+        if self.cluster.deadline is not None and self.cluster.deadline <= now:
+            effects += self.cluster.on_deadline(now)
+        effects += self.book.on_deadline(now)
+        if self._cards_due is not None and self._cards_due <= now:
+            self._cards_due = None
+            effects += self.catalogue.retry_cards()
+        due = [part.deadline for part in (self.leader, self.copies, self.contacts)]
+        if any(when is not None and when <= now for when in due):
+            effects += self._review(now)
+        return self._settle(effects, now)
+
+    def on_persisted(self, term: int, now: float) -> list[Effect]:
+        """The term and vote are on disk."""
+        return self._settle(list(self.cluster.on_persisted(term, now)), now)
+
+    def on_solved(self, model: str, problem: Problem, result: PlanSet | str, now: float) -> list[Effect]:
+        """The search for plans ended."""
+        return self._settle(self.leader.on_solved(model, problem, result, now), now)
+
+    def on_loaded(self, recipe: Recipe, handle: int, now: float) -> list[Effect]:
+        """A shard is loaded."""
+        return self._settle([*self.shards.on_loaded(recipe, handle), *self.book.on_shards(now)], now)
+
+    def on_load_failed(self, recipe: Recipe, reason: str, now: float) -> list[Effect]:
+        """A shard cannot be loaded."""
+        return self._settle([*self.shards.on_load_failed(recipe, reason), *self.book.on_shards(now)], now)
+
+    def on_shard_fetched(self, recipe: Recipe, reason: str, now: float) -> list[Effect]:
+        """A shard's file has arrived, or (with a reason) has not."""
+        shards = self.shards
+        effects = shards.on_fetch_failed(recipe, reason) if reason else shards.on_fetched(recipe)
+        return self._settle([*effects, *self.book.on_shards(now)], now)
+
+    def on_model_fetched(self, digest: str, reason: str, now: float) -> list[Effect]:
+        """A whole model has arrived, or (with a reason) has not."""
+        asker = self._copying.pop(digest, None)
+        if not reason:
+            return self._settle(self.catalogue.on_held(digest), now)
+        effects: list[Effect] = [] if asker is None else [Send(asker, CopyFailed(digest, reason))]
+        return self._settle(effects, now)
+
+    def on_card_fetched(self, digest: str, card: Card | None, now: float) -> list[Effect]:
+        """A card has arrived, or (None) has not."""
+        if card is not None:
+            return self._settle(self.catalogue.on_card(digest, card), now)
+        self._cards_due = now + CARD_RETRY_S
+        return self._settle(self.catalogue.on_card_failed(digest), now)
+
+    def answer(self, to: DeviceId, message: msgspec.Struct, now: float) -> list[Effect]:
+        """Send a message that some finished work made, to a peer or to this node itself."""
+        return self._settle([Send(to, message)], now)
+
+    def add_model(self, name: str, card: Card, now: float, *, replace: bool) -> list[Effect]:
+        """Name a model whose file is in the store; ModelConflictError, ModelError."""
+        return self._settle(self.catalogue.bind(name, card, replace=replace), now)
+
+    def remove_model(self, name: str, now: float) -> list[Effect]:
+        """Forget a name in the whole mesh; UnknownModelError."""
+        return self._settle(self.catalogue.remove(name), now)
+
+    def set_capability(self, capability: Capability, now: float) -> list[Effect]:
+        """This device was measured."""
+        return self._settle([*self.cluster.set_capability(capability, now), Changed()], now)
+
+    def set_load(self, load: Load, now: float) -> list[Effect]:
+        """How busy this device is."""
+        return self._settle(list(self.cluster.set_load(load, now)), now)
+
+    def _take(self, source: DeviceId, message: msgspec.Struct, now: float) -> list[Effect]:
+        """Give a control message to the machine it is for."""
+        handlers: dict[type, Callable[[], list[Effect]]] = {
+            Names: lambda: self.catalogue.on_names(source, _as(Names, message)),
+            Holdings: lambda: self.catalogue.on_holdings(source, _as(Holdings, message)),
+            Prepare: lambda: self.book.on_prepare(source, _as(Prepare, message), now),
+            Activate: lambda: self.book.on_activate(_as(Activate, message), now),
+            Retire: lambda: self.book.on_retire(_as(Retire, message), now),
+            Ready: lambda: self.leader.on_ready(source, _as(Ready, message), now),
+            Refused: lambda: self.leader.on_refused(source, _as(Refused, message), now),
+            CutDone: lambda: self.leader.on_cut_done(_as(CutDone, message), now),
+            CutFailed: lambda: self.leader.on_cut_failed(_as(CutFailed, message), now),
+            Unplanned: lambda: self.book.on_unplanned(_as(Unplanned, message)),
+            Cut: lambda: self._cut(source, _as(Cut, message)),
+            Copy: lambda: self._copy(source, _as(Copy, message)),
+            CopyFailed: lambda: self._copy_failed(source, _as(CopyFailed, message), now),
+        }
+        handler = handlers.get(type(message))
+        return handler() if handler is not None else list(self.cluster.on_stream_message(source, message, now))
+
+    def _cut(self, source: DeviceId, message: Cut) -> list[Effect]:
+        return [CutShards(source, message.epoch, message.model, message.recipes)]
+
+    def _copy(self, source: DeviceId, message: Copy) -> list[Effect]:
+        """Hold a second copy of a model, as the leader asks."""
+        if message.digest in self._copying or message.digest in self.catalogue.held:
+            return []
+        self._copying[message.digest] = source
+        return [Fetch("model", message.digest, message.size_bytes, message.digest, message.holders)]
+
+    def _copy_failed(self, source: DeviceId, message: CopyFailed, now: float) -> list[Effect]:
+        return [*self.copies.on_refused(source, message.digest, message.reason, now), Changed()]
+
+    def _settle(self, effects: list[Effect], now: float) -> list[Effect]:
+        """Follow what an event set off inside the node, and hand the rest out."""
+        effects = [*effects, *self._follow_leader(now)]
+        if any(isinstance(effect, (Changed, MemberChanged, LeaderChanged, PlansChanged)) for effect in effects):
+            effects += self._review(now)
+        out: list[Effect] = []
+        pending = deque(effects)
+        for _ in range(LOCAL_MAX):
+            if not pending:
+                return [*out, *self.contacts.review(self._dialable(), now)]
+            effect = pending.popleft()
+            if isinstance(effect, Send) and effect.to == self._me:
+                pending.extend(self._take(self._me, effect.message, now))
+            else:
+                out.append(effect)
+        raise AssertionError("a node talks to itself without end")
+
+    def _follow_leader(self, now: float) -> list[Effect]:
+        """Take up or lay down the leader's work as the election says."""
+        led = (self.cluster.leader, self.cluster.term)
+        if led == self._led:
+            return []
+        self._led = led
+        mine = led[0] == self._me
+        if not mine:
+            self.copies.reset()
+        return [
+            *self.leader.on_role(led[1] if mine else None, now),
+            *self.book.on_leader(led[0]),
+            note("leader", leader=str(led[0]), term=led[1]),
+            Changed(),
+        ]
+
+    def _review(self, now: float) -> list[Effect]:
+        planned = self.planned(now)
+        effects = self.leader.review(planned, now)
+        if self.leader.leading:
+            disks = {device: member.capability.disk_bytes for device, member in planned.items()}
+            effects += self.copies.review(self.catalogue, disks, now)
+        return effects
+
+    def _dialable(self) -> list[Member]:
+        states = {MemberState.ALIVE, MemberState.SUSPECT}
+        return [member for member in self.cluster.members.values() if member.state in states]
+
+
+def _as(kind: type[T], message: object) -> T:
+    """The message as its own type, which the caller has looked at."""
+    if not isinstance(message, kind):
+        raise ModelError(f"a {type(message).__name__} where a {kind.__name__} was meant")
+    return message

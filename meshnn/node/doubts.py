@@ -1,0 +1,125 @@
+"""What makes an origin go another way: doubts about devices, patience with plans, a budget of retries. Pure."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from meshnn.cluster.member import BootId, DeviceId
+from meshnn.node.served import Served
+from meshnn.plan.plan import Epoch, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerLimits:
+    """The bounds and patience of a ledger; times in seconds."""
+
+    queue: int = 1024
+    queue_bytes: int = 256_000_000
+    least_patience_s: float = 1.0
+    unknown_patience_s: float = 2.0
+    most_patience_s: float = 30.0
+    evidence_s: float = 30.0
+    report_s: float = 5.0
+    grace_s: float = 0.5
+    recheck_s: float = 1.0
+    backoff_s: float = 0.05
+    most_backoff_s: float = 1.0
+    budget: float = 16.0
+    budget_per_request: float = 0.2
+    budget_per_s: float = 0.2
+
+
+class Budget:
+    """A bucket of retries: filled by accepted requests and slowly by time, so that a brown-out is no storm."""
+
+    def __init__(self, limits: LedgerLimits) -> None:
+        """A full bucket."""
+        self._limits = limits
+        self._tokens = limits.budget
+        self._at = 0.0
+
+    def earn(self, now: float, tokens: float) -> None:
+        """Add what the time since the last call and `tokens` bring, up to the bucket's size."""
+        grown = max(0.0, now - self._at) * self._limits.budget_per_s
+        self._at = max(self._at, now)
+        self._tokens = min(self._limits.budget, self._tokens + grown + tokens)
+
+    def spend(self, now: float, *, forced: bool) -> bool:
+        """Take one retry; false where none is left, unless it is forced."""
+        self.earn(now, 0.0)
+        if self._tokens < 1.0 and not forced:
+            return False
+        self._tokens = max(0.0, self._tokens - 1.0)
+        return True
+
+
+class Doubts:
+    """Which devices are not to be used now, and for which plan: own evidence by life, reports by plan."""
+
+    def __init__(self, me: DeviceId, boot: BootId, limits: LedgerLimits) -> None:
+        """No doubts; this node itself lives in `boot`."""
+        self._me = me
+        self._limits = limits
+        self._lives: dict[DeviceId, BootId] = {me: boot}
+        self._evidence: dict[DeviceId, tuple[BootId | None, float]] = {}
+        self._reports: dict[tuple[Epoch, DeviceId], float] = {}
+
+    def on_evidence(self, device: DeviceId, now: float) -> None:
+        """This node saw the device gone or mute."""
+        self._evidence[device] = (self._lives.pop(device, None), now + self._limits.evidence_s)
+
+    def on_linked(self, device: DeviceId, boot: BootId) -> None:
+        """The device is linked, in this life; what others reported of it stands."""
+        self._evidence.pop(device, None)
+        self._lives[device] = boot
+
+    def on_report(self, epoch: Epoch, device: DeviceId, now: float) -> None:
+        """A stage of this plan cannot hand on to the device."""
+        self._reports = {key: until for key, until in self._reports.items() if until > now}
+        self._reports[epoch, device] = now + self._limits.report_s
+
+    def other_life(self, plan: Plan, device: DeviceId) -> bool:
+        """Whether the device is known in another life than the plan was made for."""
+        known = self._lives.get(device)
+        return known is not None and known != plan.lives()[device]
+
+    def hard(self, plan: Plan, now: float) -> set[DeviceId]:
+        """The plan's devices that this node has evidence against, or that live another life."""
+        found = set()
+        for device, life in plan.lives().items():
+            boot, until = self._evidence.get(device, (None, 0.0))
+            gone = until > now and (boot is None or boot == life)
+            if gone or self.other_life(plan, device):
+                found.add(device)
+        return found
+
+    def soft(self, plan: Plan, now: float) -> set[DeviceId]:
+        """The plan's devices that a stage of the same plan reported lately."""
+        return {device for (epoch, device), until in self._reports.items() if epoch == plan.epoch and until > now}
+
+
+class Latencies:
+    """What requests took, per plan: the ground of an origin's patience."""
+
+    def __init__(self, served: Served, limits: LedgerLimits) -> None:
+        """Nothing observed yet."""
+        self._served = served
+        self._limits = limits
+        self._recent: dict[tuple[str, Epoch], deque[float]] = {}
+
+    def observe(self, plan: Plan, latency_s: float) -> None:
+        """One attempt of this plan took so long."""
+        self._recent.setdefault((plan.model, plan.epoch), deque(maxlen=64)).append(latency_s)
+
+    def prune(self) -> None:
+        """Forget plans that are no longer served."""
+        self._recent = {key: recent for key, recent in self._recent.items() if self._served.plan(*key) is not None}
+
+    def patience_s(self, plan: Plan, doublings: int) -> float:
+        """How long an attempt may stay without answer and without evidence."""
+        limits = self._limits
+        recent = sorted(self._recent.get((plan.model, plan.epoch), ()))
+        usual = max(recent[int(0.95 * (len(recent) - 1))] if recent else 0.0, self._served.predicted_s(plan))
+        patience = max(limits.least_patience_s, 4 * usual) if usual else limits.unknown_patience_s
+        return min(limits.most_patience_s, patience * 2.0 ** min(doublings, 10))

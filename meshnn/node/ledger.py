@@ -1,0 +1,357 @@
+"""The origin's requests: numbered attempts, windows, retries on evidence, one answer each. Pure.
+
+A request is accepted, waits until a plan has room for it, and lives through attempts until the first whole result
+answers it or its deadline fails it. Two kinds of trouble are told apart: what this node itself saw of a device
+(evidence: it holds until the device is linked again), and what a stage reported of another (a report: it holds a few
+seconds, for this plan only, since the reporter's link may be broken where ours is not).
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from meshnn.cluster.member import BootId, DeviceId
+from meshnn.errors import BusyError
+from meshnn.node.doubts import Budget, Doubts, Latencies, LedgerLimits
+from meshnn.node.request import Answer, Attempt, CancelAttempt, Dispatch, Effect, Fail, Request
+from meshnn.node.served import Served
+from meshnn.plan.plan import Epoch, Plan
+from meshnn.plan.routes import cycle, deal
+
+STALE = "stale_epoch_error"
+Way = tuple[Plan, int, tuple[int, ...], tuple[DeviceId, ...]]
+FATAL = frozenset({"input_error", "unknown_model_error", "usage_error"})
+
+
+class Ledger:
+    """The machine: events in, effects out; `deadline` says when to call `on_deadline`."""
+
+    def __init__(self, me: DeviceId, boot: BootId, served: Served, limits: LedgerLimits | None = None) -> None:
+        """An empty ledger of the origin `me` in its life `boot`."""
+        self._me = me
+        self._served = served
+        self._limits = limits or LedgerLimits()
+        self._requests: dict[str, Request] = {}
+        self._fresh: dict[str, dict[str, Request]] = {}
+        self._retries: dict[str, dict[str, Request]] = {}
+        self._inside: dict[Epoch, int] = {}
+        self._tickets: dict[Epoch, int] = {}
+        self._wakes: list[tuple[float, int, str]] = []
+        self._count = 0
+        self._held_bytes = 0
+        self._budget = Budget(self._limits)
+        self._doubts = Doubts(me, boot, self._limits)
+        self._latencies = Latencies(served, self._limits)
+
+    # What is there.
+
+    @property
+    def deadline(self) -> float:
+        """When `on_deadline` is next due; infinite while nothing waits for time."""
+        while self._wakes and self._wakes[0][2] not in self._requests:
+            heapq.heappop(self._wakes)
+        return self._wakes[0][0] if self._wakes else float("inf")
+
+    @property
+    def queued(self) -> int:
+        """How many accepted requests are in no plan now."""
+        return sum(len(queue) for table in (self._fresh, self._retries) for queue in table.values())
+
+    @property
+    def open(self) -> int:
+        """How many accepted requests have no answer yet."""
+        return len(self._requests)
+
+    def in_flight(self, epoch: Epoch) -> int:
+        """How many live attempts this origin has in the plan of `epoch`."""
+        return self._inside.get(epoch, 0)
+
+    def attempt(self, request: str, number: int) -> Attempt | None:
+        """A dispatched attempt of a request that is not answered yet, superseded ones included."""
+        found = self._requests.get(request)
+        return found.attempts.get(number) if found else None
+
+    def deadline_of(self, request: str) -> float:
+        """The deadline of an open request; 0 where it is not open."""
+        found = self._requests.get(request)
+        return found.deadline if found else 0.0
+
+    # Events.
+
+    def accept(self, request: str, model: str, size_bytes: int, deadline: float, now: float) -> list[Effect]:
+        """Take a request in, to be answered or failed by `deadline`. BusyError when the queue is full."""
+        held = self._held_bytes + size_bytes
+        if self.queued >= self._limits.queue or (self._requests and held > self._limits.queue_bytes):
+            raise BusyError(f"this device has {self.queued} requests waiting already; try again later")
+        self._count += 1
+        entry = Request(request, self._count, model, size_bytes, now, deadline, waiting_since=now)
+        self._requests[request] = entry
+        self._held_bytes = held
+        self._fresh.setdefault(model, {})[request] = entry
+        self._budget.earn(now, self._limits.budget_per_request)
+        self._wake(entry, deadline)
+        return self._pump(model, now)
+
+    def on_plans(self, now: float) -> list[Effect]:
+        """The served plans changed: attempts in plans that are gone start again, waiting requests may go."""
+        effects: list[Effect] = []
+        for entry in list(self._requests.values()):
+            for attempt in entry.live:
+                if self._served.plan(entry.model, attempt.plan.epoch) is None:
+                    effects += self._supersede(entry, attempt, now, f"plan {attempt.plan.epoch} was retired")
+        self._tickets = {epoch: turn for epoch, turn in self._tickets.items() if self._inside.get(epoch)}
+        self._latencies.prune()
+        return effects + self._pump_all(now)
+
+    def on_evidence(self, device: DeviceId, now: float) -> list[Effect]:
+        """This node has evidence against a device: every attempt that goes through it starts again at once."""
+        if device == self._me:
+            return []
+        self._doubts.on_evidence(device, now)
+        effects: list[Effect] = []
+        for entry in list(self._requests.values()):
+            for attempt in entry.live:
+                if device in attempt.devices and device in self._doubts.hard(attempt.plan, now):
+                    effects += self._supersede(entry, attempt, now, f"device {device} went away")
+        return effects + self._pump_all(now)
+
+    def on_linked(self, device: DeviceId, boot: BootId, now: float) -> list[Effect]:
+        """The device is linked in life `boot`: its evidence is cleared; attempts that need another life start again."""
+        if device == self._me:
+            return []
+        self._doubts.on_linked(device, boot)
+        effects: list[Effect] = []
+        for entry in list(self._requests.values()):
+            for attempt in entry.live:
+                if device in attempt.devices and self._doubts.other_life(attempt.plan, device):
+                    effects += self._supersede(entry, attempt, now, f"device {device} restarted")
+        return effects + self._pump_all(now)
+
+    def on_failed(
+        self, request: str, number: int, reporter: DeviceId, code: str, message: str, culprit: str, now: float
+    ) -> list[Effect]:
+        """A stage on `reporter` ended an attempt; `culprit` is the device it blames, "" for none."""
+        entry = self._requests.get(request)
+        attempt = entry.attempts.get(number) if entry else None
+        if entry is None or attempt is None or reporter not in (self._me, *attempt.devices):
+            return []
+        # A stage that cannot reach this origin is itself the one to go around.
+        blamed = reporter if culprit == self._me else DeviceId(culprit)
+        if blamed and blamed != self._me and blamed in attempt.devices:
+            self._doubts.on_report(attempt.plan.epoch, blamed, now)
+            entry.avoid[blamed] = now + self._limits.report_s
+        if not attempt.live:
+            return []
+        if code in FATAL:
+            return self._fail(entry, code, message) + self._pump(entry.model, now)
+        effects = self._supersede(entry, attempt, now, message)
+        if culprit:
+            return effects + self._pump(entry.model, now)
+        return effects + self._retry_without_culprit(entry, attempt, reporter, code, message, now)
+
+    def on_output(self, request: str, number: int, epoch: Epoch, now: float) -> list[Effect]:
+        """A whole result came: the first of any attempt answers, whatever has become of that attempt."""
+        entry = self._requests.get(request)
+        attempt = entry.attempts.get(number) if entry else None
+        if entry is None or attempt is None or attempt.plan.epoch != epoch:
+            return []
+        self._latencies.observe(attempt.plan, now - attempt.sent_at)
+        effects = entry.cancels(attempt)
+        effects.append(Answer(request, number, attempt.plan, len(entry.attempts), now - entry.accepted_at))
+        self._forget(entry)
+        return effects + self._pump(entry.model, now)
+
+    def on_unwanted(self, request: str, now: float) -> list[Effect]:
+        """Whoever asked is gone: the request's attempts are cancelled and nothing is answered."""
+        entry = self._requests.get(request)
+        if entry is None:
+            return []
+        effects = entry.cancels()
+        self._forget(entry)
+        return effects + self._pump(entry.model, now)
+
+    def on_refused(self, request: str, code: str, message: str, now: float) -> list[Effect]:
+        """This node itself cannot send the request (its inputs do not fit the model): it fails."""
+        entry = self._requests.get(request)
+        return self._fail(entry, code, message) + self._pump(entry.model, now) if entry else []
+
+    def on_deadline(self, now: float) -> list[Effect]:
+        """Time passed: deadlines fail, patience ends, waits are over."""
+        effects: list[Effect] = []
+        models: set[str] = set()
+        while self._wakes and self._wakes[0][0] <= now:
+            entry = self._requests.get(heapq.heappop(self._wakes)[2])
+            if entry is None:
+                continue
+            models.add(entry.model)
+            if now >= entry.deadline:
+                effects += self._fail(entry, "deadline_error", entry.late())
+                continue
+            for attempt in entry.live:
+                if now >= attempt.patience_at:
+                    effects += self._on_impatience(entry, attempt, now)
+        for model in sorted(models):
+            effects += self._pump(model, now)
+        return effects
+
+    # Inside.
+
+    def _retry_without_culprit(
+        self, entry: Request, attempt: Attempt, reporter: DeviceId, code: str, message: str, now: float
+    ) -> list[Effect]:
+        """An attempt failed and no device is to blame: a retired plan, a full device, or the model itself."""
+        limits = self._limits
+        wait_s = min(limits.most_backoff_s, limits.backoff_s * 2.0 ** min(entry.failures, 10))
+        entry.failures += 1
+        if code == STALE:
+            entry.refused[attempt.plan.epoch] = now + wait_s
+            self._wake(entry, now + wait_s)
+        elif code == "model_error":
+            # One device may fail at what another can do (memory, a kernel); two say that it is the model.
+            entry.model_errors += 1
+            entry.avoid[reporter] = now + limits.report_s
+            if entry.model_errors > 1 or self._way(entry, now, patient=True) is None:
+                return self._fail(entry, code, message) + self._pump(entry.model, now)
+        else:
+            entry.not_before = now + wait_s
+            self._wake(entry, entry.not_before)
+        return self._pump(entry.model, now)
+
+    def _on_impatience(self, entry: Request, attempt: Attempt, now: float) -> list[Effect]:
+        """No answer and no evidence in time: try again, as far as the budget goes; else wait once more."""
+        entry.impatience += 1
+        if self._budget.spend(now, forced=False):
+            return self._supersede(entry, attempt, now, "no answer in time", spend=False)
+        attempt.patience_at = now + self._latencies.patience_s(attempt.plan, entry.impatience)
+        self._wake(entry, attempt.patience_at)
+        return []
+
+    def _supersede(
+        self, entry: Request, attempt: Attempt, now: float, trouble: str, *, spend: bool = True
+    ) -> list[Effect]:
+        """End a live attempt and put its request among the retries."""
+        if spend:
+            self._budget.spend(now, forced=True)
+        self._leave(attempt)
+        entry.trouble = trouble
+        entry.waiting_since = now
+        entry.look_at = now
+        self._retries.setdefault(entry.model, {})[entry.name] = entry
+        return [CancelAttempt(entry.name, attempt.number, attempt.devices)]
+
+    def _pump_all(self, now: float) -> list[Effect]:
+        """Let go what may go, of every model."""
+        effects: list[Effect] = []
+        for model in sorted({*self._fresh, *self._retries}):
+            effects += self._pump(model, now)
+        return effects
+
+    def _pump(self, model: str, now: float) -> list[Effect]:
+        """Let go what may go of one model, in the order of acceptance (retries were accepted first)."""
+        effects: list[Effect] = []
+        retries = sorted(self._retries.get(model, {}).values(), key=lambda entry: entry.number)
+        for entry in (*retries, *self._fresh.get(model, {}).values()):
+            if entry.not_before > now:
+                continue
+            way = self._way(entry, now, patient=now < self._grace_end(entry))
+            if way is not None and self._inside.get(way[0].epoch, 0) < way[0].share:
+                effects.append(self._dispatch(entry, *way, now))
+                continue
+            if way is None:
+                self._look_again(entry, now)
+            if entry.plain:
+                # Every later request of this model would find the same.
+                break
+        self._drop_empty(model)
+        return effects
+
+    def _grace_end(self, entry: Request) -> float:
+        """Until when a waiting request goes around what was only reported."""
+        return entry.waiting_since + self._limits.grace_s
+
+    def _way(self, entry: Request, now: float, *, patient: bool) -> Way | None:
+        """A plan, lane and groups without doubted devices; while `patient`, without reported ones either."""
+        avoid: set[DeviceId] = set()
+        while True:
+            plan = self._served.choose(entry.model, frozenset(avoid))
+            if plan is None or entry.refused.get(plan.epoch, 0.0) > now:
+                return None
+            bad = self._doubts.hard(plan, now)
+            if patient:
+                bad |= self._doubts.soft(plan, now)
+                bad |= {device for device, until in entry.avoid.items() if until > now} & set(plan.devices())
+            way = self._deal(plan, bad)
+            if way is not None:
+                return way
+            if bad <= avoid:
+                return None
+            avoid |= bad
+
+    def _deal(self, plan: Plan, bad: set[DeviceId]) -> Way | None:
+        """The next lane and groups by weight that are free of `bad`; None where there are none."""
+        ticket = self._tickets.get(plan.epoch, 0)
+        for step in range(min(cycle(plan), 4096)):
+            lane, groups = deal(plan, ticket + step)
+            stages = plan.lanes[lane].stages
+            chosen = [stage.groups[group] for stage, group in zip(stages, groups, strict=True)]
+            devices = tuple(sorted({shard.device for group in chosen for shard in group.shards}))
+            if not bad.intersection(devices):
+                self._tickets[plan.epoch] = ticket + step
+                return plan, lane, groups, devices
+        return None
+
+    def _dispatch(
+        self, entry: Request, plan: Plan, lane: int, groups: tuple[int, ...], devices: tuple[DeviceId, ...], now: float
+    ) -> Effect:
+        """Start the request's next attempt on this way."""
+        number = len(entry.attempts) + 1
+        patience_at = now + self._latencies.patience_s(plan, entry.impatience)
+        entry.attempts[number] = Attempt(number, plan, lane, groups, devices, now, patience_at)
+        self._inside[plan.epoch] = self._inside.get(plan.epoch, 0) + 1
+        self._tickets[plan.epoch] += 1
+        for table in (self._fresh, self._retries):
+            table.get(entry.model, {}).pop(entry.name, None)
+        self._wake(entry, patience_at)
+        return Dispatch(entry.name, number, plan, lane, groups, devices, entry.deadline)
+
+    def _fail(self, entry: Request, code: str, message: str) -> list[Effect]:
+        """End a request with an error."""
+        effects = entry.cancels()
+        self._forget(entry)
+        return [*effects, Fail(entry.name, code, message)]
+
+    def _forget(self, entry: Request) -> None:
+        """Drop everything that is known of a request."""
+        for attempt in entry.live:
+            self._leave(attempt)
+        del self._requests[entry.name]
+        self._held_bytes -= entry.size_bytes
+        for table in (self._fresh, self._retries):
+            table.get(entry.model, {}).pop(entry.name, None)
+        self._drop_empty(entry.model)
+
+    def _drop_empty(self, model: str) -> None:
+        """Keep no queue of a model that nothing waits for."""
+        for table in (self._fresh, self._retries):
+            if not table.get(model, True):
+                del table[model]
+
+    def _leave(self, attempt: Attempt) -> None:
+        """An attempt's place in its plan's window is free."""
+        attempt.live = False
+        left = self._inside[attempt.plan.epoch] - 1
+        if left:
+            self._inside[attempt.plan.epoch] = left
+        else:
+            del self._inside[attempt.plan.epoch]
+
+    def _look_again(self, entry: Request, now: float) -> None:
+        """Have a request that found no way try again when its grace is over, and then once in a while."""
+        if entry.look_at <= now:
+            grace_end = self._grace_end(entry)
+            entry.look_at = grace_end if now < grace_end else now + self._limits.recheck_s
+            self._wake(entry, entry.look_at)
+
+    def _wake(self, entry: Request, when: float) -> None:
+        """Have `on_deadline` look at this request then."""
+        heapq.heappush(self._wakes, (when, entry.number, entry.name))

@@ -1,0 +1,114 @@
+"""The node's state as plain data for JSON: the shapes others script against. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from meshnn.cluster.member import DeviceId, Member
+from meshnn.plan.plan import Plan, PlanSet
+from meshnn.plan.ranges import plan_memory
+
+if TYPE_CHECKING:
+    from meshnn.node.core import Core
+    from meshnn.node.dataplane import Outcome
+
+
+def plan_of(outcome: Outcome, names: Mapping[str, str]) -> dict[str, object]:
+    """Who ran which operators of one answer, and how long each took."""
+    lane = outcome.plan.lanes[outcome.lane]
+    stages = [
+        {
+            "device": names.get(time.device, time.device),
+            "device_id": time.device,
+            "operators": [lane.stages[time.stage].first, lane.stages[time.stage].last],
+            "split": lane.stages[time.stage].groups[outcome.groups[time.stage]].split,
+            "compute_ms": round(time.compute_ms, 3),
+            "bytes_in": time.bytes_in,
+        }
+        for time in sorted(outcome.times, key=lambda time: (time.stage, time.part))
+    ]
+    return {"epoch": str(outcome.plan.epoch), "stages": stages}
+
+
+def status(core: Core, me: DeviceId, mesh: str) -> dict[str, object]:
+    """What `meshnn status --json` prints."""
+    epochs = [plans.main.epoch for plans in _active(core)]
+    return {
+        "mesh": mesh,
+        "self": me,
+        "leader": core.cluster.leader,
+        "term": core.cluster.term,
+        "epoch": str(max(epochs)) if epochs else None,
+        "members": [_member(core, member, me) for _, member in sorted(core.cluster.members.items())],
+        "models": [
+            {
+                "name": record.name,
+                "digest": record.digest,
+                "bytes": record.size_bytes,
+                "holders": list(core.catalogue.holders(record.digest)),
+            }
+            for record in core.catalogue.records
+        ],
+        "plans": plans(core),
+    }
+
+
+def plans(core: Core) -> list[dict[str, object]]:
+    """The active plans: who runs what, what it takes of each device's memory, which deaths are covered."""
+    return [_plan_set(core, plans) for plans in _active(core)]
+
+
+def _active(core: Core) -> list[PlanSet]:
+    found = (core.book.active(model) for model in core.book.models)
+    return [plans for plans in found if plans is not None]
+
+
+def _plan_set(core: Core, plans: PlanSet) -> dict[str, object]:
+    main = plans.main
+    ready = core.book.ready(main.model)
+    card = core.catalogue.card(main.digest)
+    return {
+        "model": main.model,
+        "digest": main.digest,
+        "epoch": str(main.epoch),
+        "window": main.window,
+        "share": main.share,
+        "pinned": main.pinned,
+        "stages": _stages(core, main),
+        "memory_bytes": {} if card is None else dict(plan_memory(card, main)),
+        "covered": {
+            plan.epoch.absent: "prepared" if plan.epoch in ready else "planned" for plan in plans.contingencies
+        },
+        "plan": msgspec.to_builtins(main),
+    }
+
+
+def _stages(core: Core, plan: Plan) -> list[dict[str, object]]:
+    members = core.cluster.members
+    return [
+        {
+            "device": members[shard.device].name if shard.device in members else shard.device,
+            "device_id": shard.device,
+            "operators": [recipe.first, recipe.last],
+            "split": recipe.split,
+            "part": recipe.part,
+        }
+        for recipe, shard in plan.placements()
+    ]
+
+
+def _member(core: Core, member: Member, me: DeviceId) -> dict[str, object]:
+    row: dict[str, object] = {
+        "id": member.device_id,
+        "name": member.name,
+        "state": str(member.state),
+        "address": f"{member.address.host}:{member.address.port}",
+        "memory_mb": round(member.capability.memory_bytes / 1e6, 3),
+        "speed": round(member.capability.speed, 3),
+    }
+    if member.device_id == me:
+        row["used_mb"] = round(core.shards.used_bytes / 1e6, 3)
+    return row

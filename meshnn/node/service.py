@@ -1,0 +1,231 @@
+"""What a node does for a person: ask, status, models. HTTP, the peer protocol and the library stand on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from meshnn import vision
+from meshnn.cluster.member import DeviceId, MemberState
+from meshnn.device.store import Store
+from meshnn.errors import BusyError, DeadlineError, MeshError, NoPlanError, UnknownModelError
+from meshnn.graph.card import Card
+from meshnn.node import reports
+from meshnn.node.core import Core
+from meshnn.node.dataplane import DataPlane, Outcome
+from meshnn.node.effects import Effect
+from meshnn.node.library import Library
+from meshnn.node.messages import NameRecord
+from meshnn.node.solo import Solo
+
+ASK_DEADLINE_S = 30.0
+ADD_DEADLINE_S = 60.0
+# Photos decoded at once: each may take tens of MB.
+DECODING_MAX = 4
+WAITING_MAX = 1024
+
+Arrays = Mapping[str, npt.NDArray[np.generic]]
+
+
+class Host(Protocol):
+    """The node, as its service sees it."""
+
+    core: Core
+    store: Store
+
+    def perform(self, effects: list[Effect]) -> None:
+        """Do what the core said."""
+
+    async def changed(self) -> None:
+        """Wait until something a person can see has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answered input: the line for people and scripts, and the raw tensors as they went in and came out."""
+
+    report: dict[str, object]
+    inputs: Arrays
+    outputs: Arrays
+
+
+class Service:
+    """The node's verbs; every one ends within its deadline with a result or a MeshError."""
+
+    def __init__(
+        self,
+        host: Host,
+        plane: DataPlane,
+        library: Library,
+        solo: Solo,
+        identity: tuple[DeviceId, str, str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`identity`: device id, device name, mesh name."""
+        self._host = host
+        self._plane = plane
+        self._library = library
+        self._solo = solo
+        self._me, self._name, self._mesh = identity
+        self._clock = clock
+        self._decoding = asyncio.Semaphore(DECODING_MAX)
+        self._asking = 0
+
+    async def ask(
+        self, data: bytes, source: str, *, model: str | None = None, top: int = 5, deadline_s: float = ASK_DEADLINE_S
+    ) -> Answer:
+        """Answer one photo or npz: InputError, UnknownModelError, DeadlineError, NoPlanError, BusyError, ModelError."""
+        if self._asking >= WAITING_MAX:
+            raise BusyError(f"{WAITING_MAX} requests are waiting on this device already; try again later")
+        self._asking += 1
+        started = self._clock()
+        try:
+            name, card = await self._resolve(model, started + deadline_s)
+            async with self._decoding:
+                inputs = await asyncio.to_thread(vision.read_inputs, data, source, card)
+            outcome = await self._run(name, card, inputs, started + deadline_s)
+        finally:
+            self._asking -= 1
+        outputs = {tensor.name: outcome.outputs[tensor.index] for tensor in card.outputs}
+        predictions = await asyncio.to_thread(vision.predictions, outputs, card, top)
+        return Answer(
+            {
+                "input": source,
+                "ok": True,
+                "model": name,
+                "predictions": [{"index": p.index, "label": p.label, "score": p.score} for p in predictions],
+                "latency_ms": round((self._clock() - started) * 1000, 3),
+                "attempts": outcome.attempts,
+                "exact": outcome.exact,
+                "plan": reports.plan_of(outcome, self._names()),
+            },
+            inputs,
+            outputs,
+        )
+
+    async def tensors(self, model: str, inputs: Arrays, deadline_s: float = ASK_DEADLINE_S) -> Outcome:
+        """Run a model on raw input tensors by name; the errors of `ask`."""
+        until = self._clock() + deadline_s
+        name, card = await self._resolve(model, until)
+        return await self._run(name, card, inputs, until)
+
+    async def card(self, model: str | None, deadline_s: float = ASK_DEADLINE_S) -> Card:
+        """The card of a model, waiting for it to arrive."""
+        return (await self._resolve(model, self._clock() + deadline_s))[1]
+
+    async def add(
+        self, path: Path, name: str, *, replace: bool, wait: bool = True, deadline_s: float = ADD_DEADLINE_S
+    ) -> dict[str, object]:
+        """Give the mesh a model: stored, known to all, held twice, planned; ModelError, NoPlanError, DeadlineError."""
+        until = self._clock() + deadline_s
+        card = await self._library.take(path, name)
+        self._host.perform(self._host.core.add_model(name, card, self._clock(), replace=replace))
+        record = self._host.core.catalogue.record(name)
+        if wait:
+            await self._until(lambda: self._added(record), until, f"{name} is not served by the mesh yet")
+        return {"name": name, "digest": record.digest, "bytes": record.size_bytes, "holders": self._holders(record)}
+
+    def remove(self, name: str) -> None:
+        """Forget a model in the whole mesh; UnknownModelError."""
+        self._host.perform(self._host.core.remove_model(name, self._clock()))
+
+    async def model_file(self, name: str, deadline_s: float = ADD_DEADLINE_S) -> Path:
+        """The whole file of a model on this disk, fetched from a holder where it is not here."""
+        if name == self._solo.name and not any(r.name == name for r in self._host.core.catalogue.records):
+            return self._solo.path
+        record = self._host.core.catalogue.record(name)
+        async with asyncio.timeout(deadline_s):
+            return await self._library.whole(record, self._host.core.catalogue.holders(record.digest))
+
+    def status(self) -> dict[str, object]:
+        """What `meshnn status --json` prints."""
+        return reports.status(self._host.core, self._me, self._mesh)
+
+    def plans(self) -> list[dict[str, object]]:
+        """The active plans with their contingencies, for `meshnn plan show --json`."""
+        return reports.plans(self._host.core)
+
+    async def _resolve(self, model: str | None, until: float) -> tuple[str, Card]:
+        """The model that is meant and its card; without a name the one that was added, else the default."""
+        if model is None:
+            records = self._host.core.catalogue.records
+            if len(records) == 1:
+                model = records[0].name
+            elif self._solo.name:
+                return self._solo.name, await self._solo.card()
+            else:
+                choices = ", ".join(record.name for record in records) or "none were added"
+                raise UnknownModelError(f"name a model with --model; known: {choices}")
+        known = {record.name for record in self._host.core.catalogue.records}
+        if model == self._solo.name and model not in known:
+            return self._solo.name, await self._solo.card()
+        digest = self._host.core.catalogue.record(model).digest
+        await self._until(
+            lambda: self._host.core.catalogue.card(digest) is not None,
+            until,
+            f"the card of {model} has not arrived yet",
+        )
+        card = self._host.core.catalogue.card(digest)
+        assert card is not None
+        return model, card
+
+    async def _run(self, name: str, card: Card, inputs: Arrays, until: float) -> Outcome:
+        left_s = until - self._clock()
+        if left_s <= 0:
+            raise DeadlineError("the deadline passed before the input was read")
+        known = {record.name for record in self._host.core.catalogue.records}
+        if name == self._solo.name and name not in known:
+            return await self._solo.run(inputs)
+        indexed = {tensor.index: inputs[tensor.name] for tensor in card.inputs}
+        try:
+            return await self._plane.ask(name, indexed, left_s)
+        except DeadlineError:
+            word = self._host.core.book.unplanned(name)
+            if word is not None:
+                raise NoPlanError(f"no plan for {name}: {word.reason}") from None
+            raise
+
+    def _added(self, record: NameRecord) -> bool:
+        """Whether every live member knows the name, two hold the file (where they can) and a plan serves it."""
+        core = self._host.core
+        now = self._clock()
+        word = core.book.unplanned(record.name)
+        if word is not None and word.hopeless and word.digest == record.digest:
+            raise NoPlanError(f"no plan for {record.name}: {word.reason}")
+        alive = core.planned(now)
+        if not all(core.catalogue.knows(device, record) for device in alive):
+            return False
+        active = core.book.active(record.name)
+        if active is None or active.main.digest != record.digest:
+            return False
+        holders = tuple(device for device in core.catalogue.holders(record.digest) if device in alive)
+        disks = {device: member.capability.disk_bytes for device, member in alive.items()}
+        return len(holders) >= 2 or not core.copies.possible(record.digest, record.size_bytes, holders, disks)
+
+    async def _until(self, true: Callable[[], bool], until: float, what: str) -> None:
+        """Wait for a condition of the node's state; DeadlineError says what has not come."""
+        try:
+            async with asyncio.timeout(max(0.0, until - self._clock())):
+                while not true():
+                    await self._host.changed()
+        except TimeoutError:
+            raise DeadlineError(f"{what}; the deadline has passed") from None
+
+    def _holders(self, record: NameRecord) -> list[str]:
+        return list(self._host.core.catalogue.holders(record.digest))
+
+    def _names(self) -> dict[str, str]:
+        members = self._host.core.cluster.members.values()
+        return {m.device_id: m.name for m in members if m.state is not MemberState.LEFT} | {self._me: self._name}
+
+
+def failure_report(source: str, error: MeshError) -> dict[str, object]:
+    """The JSON line of an input that was not answered."""
+    return {"input": source, "ok": False, "error": {"code": error.code, "message": str(error)}}

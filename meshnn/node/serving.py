@@ -1,0 +1,72 @@
+"""What the data plane sees of the plans: the plan book, the cards and the loaded shards behind one door. Pure."""
+
+from __future__ import annotations
+
+from meshnn.cluster.member import DeviceId
+from meshnn.graph.card import Card
+from meshnn.node.core import Core
+from meshnn.plan.devices import DeviceInfo, Links
+from meshnn.plan.plan import Epoch, Plan, Recipe
+from meshnn.plan.predict import predict
+
+# Splits whose parts are summed: their answers keep within a bound, not to the byte.
+INEXACT_SPLITS = frozenset({"input"})
+PREDICTED_MAX = 64
+
+
+class Serving:
+    """`node.served.Served`, answered from the core."""
+
+    def __init__(self, core: Core) -> None:
+        """The core whose plans are served."""
+        self._core = core
+        self._predicted: dict[Epoch, float] = {}
+
+    def plan(self, model: str, epoch: Epoch) -> Plan | None:
+        """The plan of this epoch while this node serves it."""
+        return self._core.book.plan(model, epoch)
+
+    def card(self, digest: str) -> Card | None:
+        """The card of a model, where it is here."""
+        return self._core.catalogue.card(digest)
+
+    def handle(self, recipe: Recipe) -> int | None:
+        """The engine's handle of a loaded shard."""
+        return self._core.shards.handle(recipe)
+
+    def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
+        """The plan to use without the devices in `avoid`; the cards of its model must be here too."""
+        plan = self._core.book.choose(model, avoid)
+        return None if plan is None or self.card(plan.digest) is None else plan
+
+    def newest(self, model: str) -> Epoch | None:
+        """The newest epoch known for a model."""
+        return self._core.book.newest(model)
+
+    def exact(self, plan: Plan) -> bool:
+        """Whether answers of this plan equal the whole model's on one of its devices, byte for byte."""
+        members = self._core.cluster.members
+        classes = {members[d].capability.numeric_class for d in plan.devices() if d in members}
+        splits = {recipe.split for recipe, _ in plan.placements()}
+        return len(classes) <= 1 and splits.isdisjoint(INEXACT_SPLITS)
+
+    def predicted_s(self, plan: Plan) -> float:
+        """What the planner expects one request to take, in seconds; 0 where it does not know the devices."""
+        if plan.epoch not in self._predicted:
+            if len(self._predicted) >= PREDICTED_MAX:
+                self._predicted.clear()
+            self._predicted[plan.epoch] = self._predict(plan)
+        return self._predicted[plan.epoch]
+
+    def _predict(self, plan: Plan) -> float:
+        members = self._core.cluster.members
+        card = self.card(plan.digest)
+        if card is None or any(device not in members for device in plan.devices()):
+            return 0.0
+        infos = []
+        for device in plan.devices():
+            capability = members[device].capability
+            infos.append(DeviceInfo(device, members[device].boot_id, capability.memory_bytes, capability.speed))
+        if any(info.speed <= 0 for info in infos):
+            return 0.0
+        return predict(plan, card, infos, Links()).latency_ms / 1000

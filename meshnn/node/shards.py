@@ -1,0 +1,212 @@
+"""Which shards this device fetches, loads and drops, under its memory budget. A pure machine."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from meshnn.node.effects import Effect, Load, Unload, note
+from meshnn.node.effects import Fetch as FetchFile
+from meshnn.plan.messages import Fetch
+from meshnn.plan.plan import Recipe
+
+# Files on their way to this device at once.
+FETCHES_MAX = 2
+
+
+class Level(enum.IntEnum):
+    """How much a shard is needed: one of a higher number gives way to one of a lower."""
+
+    PREPARING = 0
+    ACTIVE = 1
+    SPARE = 2
+    DRAINING = 3
+
+
+class State(enum.Enum):
+    """Where a shard is."""
+
+    ABSENT = "absent"
+    FETCHING = "fetching"
+    DISK = "on disk"
+    LOADING = "loading"
+    LOADED = "loaded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A shard some plan gives this device: its file, how much it is needed, what it costs in memory."""
+
+    fetch: Fetch
+    level: Level
+    cost_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    state: State = State.ABSENT
+    handle: int = -1
+    cost_bytes: int = 0
+    reason: str = ""
+
+
+class Shards:
+    """The shards of this device: what is wanted, what is there, what it costs."""
+
+    def __init__(self, budget_bytes: int, on_disk: Callable[[Recipe], bool]) -> None:
+        """`budget_bytes` is the memory for shards; `on_disk` says whether a recipe's file is here."""
+        self._budget_bytes = budget_bytes
+        self._on_disk = on_disk
+        self._wanted: dict[Recipe, Wanted] = {}
+        self._rows: dict[Recipe, _Row] = {}
+
+    @property
+    def used_bytes(self) -> int:
+        """What the loaded and loading shards cost, by the planner's formula."""
+        return sum(row.cost_bytes for row in self._rows.values() if row.state in {State.LOADING, State.LOADED})
+
+    def handle(self, recipe: Recipe) -> int | None:
+        """The runtime's handle of a loaded shard."""
+        row = self._rows.get(recipe)
+        return row.handle if row is not None and row.state is State.LOADED else None
+
+    def state(self, recipe: Recipe) -> State:
+        """Where a shard is."""
+        row = self._rows.get(recipe)
+        return State.ABSENT if row is None else row.state
+
+    def has_file(self, recipe: Recipe) -> bool:
+        """Whether the shard's file is on this disk."""
+        return self.state(recipe) in {State.DISK, State.LOADING, State.LOADED}
+
+    def reason(self, recipe: Recipe) -> str:
+        """Why a shard failed."""
+        row = self._rows.get(recipe)
+        return "" if row is None else row.reason
+
+    def loaded(self) -> tuple[Recipe, ...]:
+        """The shards that are loaded, sorted."""
+        return tuple(sorted(recipe for recipe, row in self._rows.items() if row.state is State.LOADED))
+
+    def want(self, wanted: Iterable[Wanted]) -> list[Effect]:
+        """Replace what is wanted; of two wishes for one recipe the more needed holds."""
+        fresh: dict[Recipe, Wanted] = {}
+        for wish in wanted:
+            old = fresh.get(wish.fetch.recipe)
+            if old is None or wish.level < old.level:
+                cost = wish.cost_bytes if old is None else max(old.cost_bytes, wish.cost_bytes)
+                fresh[wish.fetch.recipe] = replace(wish, cost_bytes=cost)
+        dropped = [self._unload(recipe) for recipe in self.loaded() if recipe not in fresh]
+        self._wanted = fresh
+        for recipe in [recipe for recipe, row in self._rows.items() if recipe not in fresh and _resting(row)]:
+            del self._rows[recipe]
+        return [*dropped, *self._step()]
+
+    def on_fetched(self, recipe: Recipe) -> list[Effect]:
+        """The shard's file is here."""
+        self._settle(recipe, State.FETCHING, _Row(State.DISK))
+        return self._step()
+
+    def on_fetch_failed(self, recipe: Recipe, reason: str) -> list[Effect]:
+        """No holder gave the shard's file."""
+        self._settle(recipe, State.FETCHING, _Row(State.FAILED, reason=reason))
+        return [note("shard_not_fetched", warning=True, shard=recipe.key, reason=reason), *self._step()]
+
+    def on_loaded(self, recipe: Recipe, handle: int) -> list[Effect]:
+        """The runtime has the shard; it is dropped again where nobody wants it any more."""
+        row = self._rows.get(recipe, _Row())
+        self._rows[recipe] = _Row(State.LOADED, handle, row.cost_bytes)
+        if recipe not in self._wanted:
+            return [self._unload(recipe), *self._step()]
+        return self._step()
+
+    def on_load_failed(self, recipe: Recipe, reason: str) -> list[Effect]:
+        """The runtime refused the shard."""
+        self._settle(recipe, State.LOADING, _Row(State.FAILED, reason=reason))
+        return [note("shard_not_loaded", warning=True, shard=recipe.key, reason=reason), *self._step()]
+
+    def retry(self, recipe: Recipe) -> list[Effect]:
+        """Try a failed shard anew: its plan was given again."""
+        if self.state(recipe) is State.FAILED:
+            del self._rows[recipe]
+        return self._step()
+
+    def _settle(self, recipe: Recipe, before: State, after: _Row) -> None:
+        """Take the outcome of work; a recipe nobody wants leaves no row."""
+        if self.state(recipe) is not before:
+            return
+        if recipe in self._wanted:
+            self._rows[recipe] = after
+        else:
+            del self._rows[recipe]
+
+    def _step(self) -> list[Effect]:
+        """Start what can start now: fetches in order of need, one load at a time."""
+        effects: list[Effect] = []
+        order = sorted(self._wanted.values(), key=lambda wish: (wish.level, wish.cost_bytes, wish.fetch.recipe))
+        for wish in order:
+            if self.state(wish.fetch.recipe) is State.ABSENT:
+                effects += self._obtain(wish)
+        if not any(row.state is State.LOADING for row in self._rows.values()):
+            effects += self._load_next(order)
+        return effects
+
+    def _obtain(self, wish: Wanted) -> list[Effect]:
+        recipe = wish.fetch.recipe
+        if self._on_disk(recipe):
+            self._rows[recipe] = _Row(State.DISK)
+            return []
+        if sum(row.state is State.FETCHING for row in self._rows.values()) >= FETCHES_MAX:
+            return []
+        self._rows[recipe] = _Row(State.FETCHING)
+        fetch = wish.fetch
+        return [FetchFile("shard", recipe.key, fetch.size_bytes, fetch.sha256, fetch.holders, recipe)]
+
+    def _load_next(self, order: list[Wanted]) -> list[Effect]:
+        for wish in order:
+            recipe = wish.fetch.recipe
+            if wish.level is Level.DRAINING or self.state(recipe) is not State.DISK:
+                continue
+            room = self._make_room(wish)
+            if room is None:
+                if wish.level is Level.PREPARING:
+                    self._rows[recipe] = _Row(State.FAILED, reason=self._shortage(wish))
+                continue
+            self._rows[recipe] = _Row(State.LOADING, cost_bytes=wish.cost_bytes)
+            return [*room, Load(recipe)]
+        return []
+
+    def _make_room(self, wish: Wanted) -> list[Effect] | None:
+        """The less needed shards that must go before this one fits; None where that is not enough."""
+        missing = self.used_bytes + wish.cost_bytes - self._budget_bytes
+        if missing <= 0:
+            return []
+        givers = sorted(
+            (recipe for recipe in self.loaded() if self._wanted[recipe].level > wish.level),
+            key=lambda recipe: (-self._wanted[recipe].level, -self._rows[recipe].cost_bytes, recipe),
+        )
+        chosen: list[Recipe] = []
+        for recipe in givers:
+            if missing <= 0:
+                break
+            chosen.append(recipe)
+            missing -= self._rows[recipe].cost_bytes
+        if missing > 0:
+            return None
+        return [self._unload(recipe) for recipe in chosen]
+
+    def _unload(self, recipe: Recipe) -> Effect:
+        row = self._rows[recipe]
+        self._rows[recipe] = _Row(State.DISK)
+        return Unload(recipe, row.handle)
+
+    def _shortage(self, wish: Wanted) -> str:
+        need, used, budget = wish.cost_bytes / 1e6, self.used_bytes / 1e6, self._budget_bytes / 1e6
+        return f"the shard needs {need:.1f} MB beside {used:.1f} MB in use; the budget is {budget:.1f} MB"
+
+
+def _resting(row: _Row) -> bool:
+    """Whether no work is under way whose end must find the row."""
+    return row.state in {State.ABSENT, State.DISK, State.FAILED}

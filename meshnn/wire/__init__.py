@@ -1,0 +1,1 @@
+"""Bytes: frames, messages, datagrams and tensors as they travel; no I/O."""

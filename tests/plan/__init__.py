@@ -1,0 +1,1 @@
+"""Tests of the planner: routes, costs, the search, plan sets."""

@@ -1,0 +1,96 @@
+"""Shares of a processor for virtual devices, through cgroup v1 (cpu) or v2, whichever the kernel has."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup")
+PREFIX = "meshlab-"
+PERIOD_US = 10_000
+# Below this share a period of 10 ms would ask for less than the kernel's least quota of 1 ms.
+SMALL_CPU = 0.10
+LONG_PERIOD_US = 20_000
+LEAST_QUOTA_US = 1_000
+REMOVE_TRIES = 20
+
+
+def start_time(pid: int) -> str | None:
+    """When a process began, in the kernel's ticks (field 22 of its stat): tells two lives of one number apart."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()[19]
+
+
+def stamp(pid: int) -> str:
+    """What names one life of a process."""
+    return f"{pid}-{start_time(pid)}"
+
+
+class CpuGroups:
+    """One parent group for the rack, one child a device; removed at the end, and by the next rack after a kill -9."""
+
+    def __init__(self, owner: str) -> None:
+        """`owner` is `stamp` of the process whose end makes the groups garbage; OSError where they are not ours."""
+        self._v2 = (ROOT / "cgroup.controllers").exists() and "cpu" in (ROOT / "cgroup.controllers").read_text().split()
+        self._parent = _base(self._v2) / f"{PREFIX}{owner}"
+        self._parent.mkdir()
+        if self._v2:
+            (self._parent / "cgroup.subtree_control").write_text("+cpu")
+        else:
+            # The rack is one entity to the scheduler: on a busy machine it would get one share of many.
+            (self._parent / "cpu.shares").write_text("16384")
+
+    def add(self, name: str, cpu: float) -> Path:
+        """A device's group with `cpu` of a processor; its procs file takes the processes."""
+        group = self._parent / name
+        group.mkdir()
+        self.limit(name, cpu)
+        return group / "cgroup.procs"
+
+    def limit(self, name: str, cpu: float) -> None:
+        """Set a device's share; 0 lifts the limit."""
+        group = self._parent / name
+        period_us = PERIOD_US if cpu >= SMALL_CPU else LONG_PERIOD_US
+        quota_us = max(LEAST_QUOTA_US, round(cpu * period_us))
+        if self._v2:
+            (group / "cpu.max").write_text(f"{quota_us if cpu else 'max'} {period_us}")
+            return
+        (group / "cpu.cfs_quota_us").write_text("-1")
+        if cpu:
+            (group / "cpu.cfs_period_us").write_text(str(period_us))
+            (group / "cpu.cfs_quota_us").write_text(str(quota_us))
+
+
+def collect_garbage() -> None:
+    """Remove the groups of racks whose process is gone."""
+    for base in {_base(False), _base(True)}:
+        for parent in base.glob(f"{PREFIX}*") if base.is_dir() else ():
+            pid, _, started = parent.name.removeprefix(PREFIX).partition("-")
+            if not pid.isdigit() or start_time(int(pid)) != started:
+                remove(parent)
+
+
+def remove(parent: Path) -> None:
+    """Remove a group and its children; a group whose last process is just going is tried again."""
+    for _ in range(REMOVE_TRIES):
+        for group in sorted(parent.rglob("*"), key=lambda path: -len(path.parts)):
+            if group.is_dir():
+                _try_rmdir(group)
+        _try_rmdir(parent)
+        if not parent.exists():
+            return
+        os.sched_yield()
+
+
+def _base(v2: bool) -> Path:
+    return ROOT if v2 else ROOT / "cpu"
+
+
+def _try_rmdir(group: Path) -> None:
+    try:
+        group.rmdir()
+    except OSError:
+        return

@@ -1,0 +1,176 @@
+"""The rack from the inside: devices on a bridge, their wires and processes. Runs only within `tools.racklab.outer`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from tools.racklab.cgroups import CpuGroups
+
+INSIDE = "MESHLAB_INSIDE"
+NETWORK = "10.77.0"
+FIRST_HOST = 10
+GRACE_S = 3.0
+PR_SET_PDEATHSIG = 1
+CLONE_NEWNET = 0x40000000
+
+
+class Device:
+    """One virtual device: a network namespace with eth0, an address, a share of a processor."""
+
+    def __init__(self, index: int, lab: Lab) -> None:
+        """Made by `Lab`."""
+        self.index = index
+        self.name = f"d{index:02d}"
+        self.address = f"{NETWORK}.{FIRST_HOST + index}"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._lab = lab
+        self._procs = lab.groups.add(self.name, lab.cpu) if lab.groups is not None else None
+
+    def spawn(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        output: IO[bytes] | int | None = None,
+        errors: IO[bytes] | int | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a process on the device; it dies with the rack."""
+        own = {"RACK_INDEX": str(self.index), "RACK_ADDRESS": self.address}
+        single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, **single, **own, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=errors,
+            preexec_fn=self._enter,  # noqa: PLW1509 - the rack has one thread
+        )
+        self.processes.append(process)
+        return process
+
+    def unplug(self) -> None:
+        """Take the cable out at the switch."""
+        _ip(f"link set {self._port} down")
+
+    def plug(self) -> None:
+        """Put the cable back."""
+        _ip(f"link set {self._port} up")
+
+    def limit_cpu(self, cpu: float) -> None:
+        """Change the device's share of a processor; 0 lifts the limit."""
+        if self._lab.groups is not None:
+            self._lab.groups.limit(self.name, cpu)
+
+    @property
+    def _port(self) -> str:
+        return f"p{self.index}"
+
+    def wire(self) -> None:
+        """Make the namespace, its cable to the bridge, its address, its shaping."""
+        _ip(f"netns add {self.name}")
+        _ip(f"link add {self._port} type veth peer name eth0 netns {self.name}")
+        _ip(f"link set {self._port} master br0 up")
+        inside = f"-n {self.name}"
+        _ip(f"{inside} link set lo up")
+        _ip(f"{inside} address add {self.address}/24 dev eth0")
+        _ip(f"{inside} link set eth0 up")
+        _ip(f"{inside} route add 224.0.0.0/4 dev eth0")
+        self.shape(self._lab.rate, self._lab.loss)
+
+    def shape(self, rate: str, loss: float) -> None:
+        """Limit both directions to `rate` (tc's words, "" for none) and drop `loss` (0 to 1) of the packets."""
+        for prefix, link in (((), self._port), (("ip", "netns", "exec", self.name), "eth0")):
+            _quiet([*prefix, "tc", "qdisc", "del", "dev", link, "root"])
+            _quiet([*prefix, "tc", "qdisc", "del", "dev", link, "clsact"])
+            segments = "1" if rate or loss else "65535"
+            _run([*prefix, "ip", "link", "set", link, "gso_max_segs", segments])
+            if rate:
+                shaped = ["tbf", "rate", rate, "burst", "16kb", "latency", "50ms"]
+                _run([*prefix, "tc", "qdisc", "add", "dev", link, "root", *shaped])
+            if loss:
+                _run([*prefix, "tc", "qdisc", "add", "dev", link, "clsact"])
+                _run([*prefix, "tc", "filter", "add", "dev", link, "egress", "bpf", *_dropper(loss), "direct-action"])
+
+    def end(self) -> None:
+        """Ask the device's processes to end, then make them."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _enter(self) -> None:
+        """In the new process, before its program: die with the parent, take the device's share and network."""
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if self._procs is not None:
+            self._procs.write_text("0")
+        with open(f"/run/netns/{self.name}", "rb") as space:
+            if libc.setns(space.fileno(), CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+
+
+class Lab:
+    """A switch and `count` devices; a context manager."""
+
+    def __init__(self, count: int, *, rate: str = "", cpu: float = 0.0, loss: float = 0.0) -> None:
+        """`rate` as tc says it (`100mbit`), `cpu` as a share of one processor (0: no limit), `loss` from 0 to 1."""
+        if os.environ.get(INSIDE) is None:
+            raise RuntimeError("a lab lives inside the rack: start this with tools/rack")
+        self.rate, self.cpu, self.loss = rate, cpu, loss
+        self.groups = CpuGroups(os.environ[INSIDE]) if os.geteuid() == 0 and cpu else None
+        self._count = count
+        self.devices: list[Device] = []
+
+    def __enter__(self) -> Self:
+        _run(["mount", "--make-rprivate", "/"])
+        _run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
+        Path("/run/netns").mkdir()
+        _ip("link set lo up")
+        _ip("link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0")
+        _ip("link set br0 up")
+        _ip(f"address add {NETWORK}.1/24 dev br0")
+        for index in range(self._count):
+            self.devices.append(Device(index, self))
+            self.devices[-1].wire()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for device in self.devices:
+            with suppress(ProcessLookupError):
+                device.end()
+
+
+def _dropper(loss: float) -> list[str]:
+    """A classic BPF program that drops a share of the packets: the kernel here may have no netem."""
+    threshold = min(2**32 - 1, int(loss * 2**32))
+    return ["bytecode", f"4,32 0 0 4294963256,53 0 1 {threshold},6 0 0 0,6 0 0 2"]
+
+
+def _ip(words: str) -> None:
+    _run(["ip", *words.split()])
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"rack: {' '.join(command)}: {done.stderr.strip()}")
+
+
+def _quiet(command: Sequence[str]) -> None:
+    """A deletion of what may not be there."""
+    subprocess.run(command, capture_output=True, check=False)
