@@ -1,7 +1,8 @@
 # Everything a person types. Each target sets up what it needs in .venv, quickly when nothing changed.
 SHELL := /bin/sh
 PYTHON := .venv/bin/python
-LOCK := .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
+LOCK := .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet \
+	--constraint tools/lock_constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help set-up demo test check format bench acceptance lock clean
@@ -20,7 +21,7 @@ set-up:
 	@sh tools/set_up.sh
 
 demo: set-up
-	@$(PYTHON) tools/demo.py
+	@$(PYTHON) -m tools.demo
 
 test: check
 	@$(PYTHON) -m pytest

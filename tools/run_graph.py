@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
-from ai_edge_litert.interpreter import Interpreter
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from meshnn.graph.ir import Graph
 from meshnn.graph.writer import write
@@ -27,14 +27,17 @@ def run_graph(graph: Graph, inputs: Mapping[int, Array]) -> dict[int, Array]:
 
 
 def shapes_after_run(model: bytes, inputs: Sequence[Array]) -> dict[int, tuple[int, ...]]:
-    """The shape of every tensor as the runtime reports it after one run, by tensor index."""
-    interpreter = _loaded(model, inputs)
+    """The shape of every tensor as the runtime reports it after one run, by tensor index.
+
+    Without delegates: what a delegate has taken over keeps the shape the file had.
+    """
+    interpreter = _loaded(model, inputs, OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES)
     return {row["index"]: tuple(int(n) for n in row["shape"]) for row in interpreter.get_tensor_details()}
 
 
-def _loaded(model: bytes, inputs: Sequence[Array]) -> Interpreter:
+def _loaded(model: bytes, inputs: Sequence[Array], resolver: OpResolverType = OpResolverType.AUTO) -> Interpreter:
     """An interpreter that has run once."""
-    interpreter = Interpreter(model_content=model, num_threads=1)
+    interpreter = Interpreter(model_content=model, num_threads=1, experimental_op_resolver_type=resolver)
     interpreter.allocate_tensors()
     for row, value in zip(interpreter.get_input_details(), inputs, strict=True):
         interpreter.set_tensor(row["index"], value)

@@ -69,4 +69,6 @@ class IdentityClash(msgspec.Struct, frozen=True):
     boot_id: BootId
 
 
-Effect = SendDatagram | SendStream | Dial | PersistTerm | PersistIncarnation | MemberChanged | LeaderChanged | IdentityClash
+Effect = (
+    SendDatagram | SendStream | Dial | PersistTerm | PersistIncarnation | MemberChanged | LeaderChanged | IdentityClash
+)

@@ -42,7 +42,7 @@ class Address(msgspec.Struct, frozen=True, array_like=True, order=True):
 
 
 class Capability(msgspec.Struct, frozen=True, array_like=True):
-    """What a device can do; changes rarely. `speed` is multiply-accumulates a second, 0 until measured."""
+    """What a device can do; changes rarely. `speed` is work units (`Card.work`) per ms, 0 until measured."""
 
     memory_bytes: Count = 0
     disk_bytes: Count = 0

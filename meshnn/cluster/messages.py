@@ -187,7 +187,19 @@ class Yield(msgspec.Struct, frozen=True, array_like=True, tag="yield"):
 
 
 Datagram = (
-    Ping | Ack | PingRequest | Nack | Gossip | Leave | Lead | LeadAck | PreVote | PreVoteReply | Vote | VoteReply | Yield
+    Ping
+    | Ack
+    | PingRequest
+    | Nack
+    | Gossip
+    | Leave
+    | Lead
+    | LeadAck
+    | PreVote
+    | PreVoteReply
+    | Vote
+    | VoteReply
+    | Yield
 )
 Message = Datagram | Digest | Sync
 Estimate = Callable[[Message | Rumour], int]

@@ -19,7 +19,10 @@ def suspicion_timeout_s(confirmers: int, wanted: int, min_s: float, max_s: float
 
 @dataclasses.dataclass(slots=True)
 class Suspicion:
-    """A suspicion of one incarnation of one device; `observers` are those to whom its host said it is gone."""
+    """A suspicion of one incarnation of one device; `observers` are those to whom its host said it is gone.
+
+    From the second observer on, `certain_at` is when it is buried without further waiting.
+    """
 
     device_id: DeviceId
     incarnation: int
@@ -29,10 +32,13 @@ class Suspicion:
     accusers: set[DeviceId] = dataclasses.field(default_factory=set)
     observers: set[DeviceId] = dataclasses.field(default_factory=set)
     grace_until: float | None = None
+    certain_at: float | None = None
 
     @property
     def deadline(self) -> float:
         """When the suspicion runs out, or the grace after it."""
+        if self.certain_at is not None:
+            return self.certain_at
         if self.grace_until is not None:
             return self.grace_until
         if self.observers:
@@ -51,9 +57,11 @@ class Suspicion:
         return news
 
     def restart(self, now: float) -> None:
-        """Begin again from now, keeping what was said."""
+        """Begin again from now, keeping who accuses; what hosts said long ago no longer counts."""
         self.started_at = now
         self.grace_until = None
+        self.certain_at = None
+        self.observers.clear()
 
 
 def suspicion_of(device_id: DeviceId, incarnation: int, size: int, timing: Timing, now: float) -> Suspicion:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 import psutil
 
 from meshnn.device import runtime
+from meshnn.device.ports import Port, fill_zeros, port_of
 from meshnn.device.runtime import Array, TensorInterpreter
 from meshnn.errors import BusyError, MeshError, ModelError
 
@@ -23,18 +23,6 @@ QUEUE_LIMIT = 256
 """Jobs that may wait for the thread; admission keeps far below, so more is a fault and is refused."""
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Port:
-    """One input or output of a loaded shard. `dtype` is numpy's name; scale and zero point are empty where plain."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    scale: tuple[float, ...]
-    zero_point: tuple[int, ...]
-    index: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +88,7 @@ class Engine:
         """Map a file, allocate it and run it once on zeros; ModelError where the runtime refuses, BusyError."""
         claim = _Claim()
         handle = next(self._handles)
-        shard = await self._submit(lambda: _load(path, self._threads, handle, claim), claim)
-        if shard is None or self._closed:
-            raise ModelError(f"{path.name}: the engine was closed while it loaded")
+        shard = await self._submit(lambda: _load(path, self._threads, handle), claim)
         self._shards[handle] = shard
         return shard.loaded
 
@@ -119,56 +105,42 @@ class Engine:
         if len(inputs) != len(wanted):
             raise ModelError(f"{len(inputs)} inputs were given, the shard takes {len(wanted)}")
         claim = _Claim()
-        ran = await self._submit(lambda: _run(shard, inputs, claim), claim)
-        if ran is None:
-            raise ModelError("the run was abandoned")
-        return ran
+        return await self._submit(lambda: _run(shard, inputs, claim), claim)
 
     def unload(self, handle: int) -> None:
-        """Forget a shard; its memory is given back in the thread, after the runs that wait for it. Twice is harmless."""
-        shard = self._shards.pop(handle, None)
-        if shard is not None and not self._closed:
-            held = [shard]
-            del shard
+        """Forget a shard; its memory is given back in the thread, after the runs that wait for it."""
+        held = [self._shards.pop(handle, None)]
+        if not self._closed:
             self._executor.submit(held.clear)
 
     async def close(self) -> None:
-        """Drop what waits, let the running job end, give all memory back. Twice is harmless."""
+        """Turn away what waits, let the running job end, give all memory back. Twice is harmless."""
         self._closed = True
-        self._executor.shutdown(wait=False, cancel_futures=True)
         await asyncio.to_thread(self._executor.shutdown, wait=True)
         self._shards.clear()
 
-    async def _submit(self, job: Callable[[], T], claim: _Claim) -> T:
-        """The result of a job in the thread."""
+    async def _submit(self, job: Callable[[], T | None], claim: _Claim) -> T:
+        """The result of a job in the thread; ModelError when the engine closed before it began."""
         if self._closed:
             raise ModelError("the engine is closed")
         if self._waiting >= self._limit:
             raise BusyError(f"{self._waiting} runs wait on this device already")
         self._waiting += 1
-        future = self._executor.submit(job)
-        future.add_done_callback(lambda _: None)
+        future = self._executor.submit(lambda: None if self._closed or claim.abandoned else job())
         try:
-            return await asyncio.wrap_future(future)
+            result = await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             claim.abandon()
-            if self._closed and future.cancelled() and not _cancelling():
-                raise ModelError("the engine was closed") from None
             raise
         finally:
             self._waiting -= 1
+        if result is None:
+            raise ModelError("the engine was closed")
+        return result
 
 
-def _cancelling() -> bool:
-    """Whether somebody cancels the current task (and not merely the future that it awaits)."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
-
-
-def _load(path: Path, threads: int, handle: int, claim: _Claim) -> _Shard | None:
-    """In the thread: a shard allocated and warm; None when nobody waits for it any more."""
-    if claim.abandoned:
-        return None
+def _load(path: Path, threads: int, handle: int) -> _Shard:
+    """In the thread: a shard allocated and warm."""
     before = psutil.Process().memory_info().rss
     start = time.perf_counter()
     try:
@@ -186,28 +158,6 @@ def _load(path: Path, threads: int, handle: int, claim: _Claim) -> _Shard | None
         raise ModelError(f"{path.name}: {runtime.reason(error)}") from None
     grown = max(0, psutil.Process().memory_info().rss - before)
     return _Shard(interpreter, Loaded(handle, inputs, outputs, grown, time.perf_counter() - start))
-
-
-def port_of(detail: dict[str, Any]) -> Port:
-    """A port from the dictionary the runtime gives; ModelError for strings and other things that are no numbers."""
-    dtype = np.dtype(detail["dtype"])
-    if dtype.kind not in "biufc":
-        raise ModelError(f"tensor {detail['name']!r} is of type {dtype.name}, which cannot be passed on")
-    quantisation = detail["quantization_parameters"]
-    return Port(
-        name=str(detail["name"]),
-        shape=tuple(int(size) for size in detail["shape"]),
-        dtype=dtype.name,
-        scale=tuple(float(scale) for scale in quantisation["scales"]),
-        zero_point=tuple(int(zero) for zero in quantisation["zero_points"]),
-        index=int(detail["index"]),
-    )
-
-
-def fill_zeros(interpreter: TensorInterpreter, inputs: Sequence[Port]) -> None:
-    """Set every input to zero: no stale memory reaches a first run."""
-    for port in inputs:
-        interpreter.set_tensor(port.index, np.zeros(port.shape, np.dtype(port.dtype)))
 
 
 def _run(shard: _Shard, inputs: Sequence[Array], claim: _Claim) -> Ran | None:

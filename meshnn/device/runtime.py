@@ -31,12 +31,18 @@ _LINE_LENGTH_MAX = 300
 
 # What XNNPACK and the reference kernels choose their code by; two devices with the same set run the same code.
 _X86_FLAGS = frozenset(
-    "sse2 ssse3 sse4_1 avx f16c fma avx2 avx512f avx512cd avx512bw avx512dq avx512vl avx512vbmi avx512_vnni avx512_bf16 "
-    "avx512_fp16 gfni avx_vnni avx_vnni_int8 avx_vnni_int16 avx10 amx_tile amx_int8 amx_bf16 amx_fp16".split()
-)
+    (
+        "sse2", "ssse3", "sse4_1", "avx", "f16c", "fma", "avx2", "avx512f", "avx512cd", "avx512bw", "avx512dq",
+        "avx512vl", "avx512vbmi", "avx512_vnni", "avx512_bf16", "avx512_fp16", "gfni", "avx_vnni", "avx_vnni_int8",
+        "avx_vnni_int16", "avx10", "amx_tile", "amx_int8", "amx_bf16", "amx_fp16",
+    )
+)  # fmt: skip
 _ARM_FLAGS = frozenset(
-    "neon vfpv3 vfpv4 asimd asimdrdm asimdhp fphp asimddp asimdfhm i8mm bf16 sve sve2 sme sme2".split()
-)
+    (
+        "neon", "vfpv3", "vfpv4", "asimd", "asimdrdm", "asimdhp", "fphp", "asimddp", "asimdfhm", "i8mm", "bf16", "sve",
+        "sve2", "sme", "sme2",
+    )
+)  # fmt: skip
 _LEVELS = (
     "amx_int8", "avx512_vnni", "avx512f", "avx_vnni", "avx2", "avx", "sse4_1",
     "sme", "i8mm", "asimddp", "asimd", "neon",
@@ -127,7 +133,7 @@ def reason(error: BaseException) -> str:
         return "not enough memory"
     text = re.sub(r"\s*See instructions:?\s*https?://\S*?(?=Node number|\s|$)\s*", " ", str(error))
     line = re.sub(r"\s+", " ", text).strip()
-    return line[:_LINE_LENGTH_MAX] or type(error).__name__
+    return line[:_LINE_LENGTH_MAX] or "it gives no reason, as when memory runs out"
 
 
 @functools.cache

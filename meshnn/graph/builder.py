@@ -20,7 +20,7 @@ Precision = Literal["float32", "float16", "int8", "uint8", "dynamic"]
 """`float16` has float16 weights behind DEQUANTIZE, `dynamic` int8 weights under float32 activations."""
 
 _ACTIVATIONS = {"NONE": 0, "RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
-_SCALE = 0.05
+_SCALE = float(np.float32(0.05))
 _ZERO_POINTS = {"int8": -5, "uint8": 120}
 _PAIR = tuple[int, int]
 
@@ -228,7 +228,7 @@ class Builder:
         lows = {"uint8": (0, 256, np.uint8)}.get(self.precision, (-127, 128, np.int8))
         values = self.random.integers(lows[0], lows[1], shape).astype(lows[2])
         if self.precision == "uint8":
-            weights = Quantization((0.009 * scale,), (128,))
+            weights = Quantization((float(np.float32(0.009 * scale)),), (128,))
         else:
             scales = 0.009 * scale * self.random.uniform(0.7, 1.3, channels)
             weights = Quantization(tuple(float(np.float32(s)) for s in scales), (0,) * channels, axis)

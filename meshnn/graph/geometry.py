@@ -66,31 +66,41 @@ def facts_of(graph: Graph, operator: Operator, makers: dict[int, Operator]) -> F
     blocked = _blocked(graph, operator, makers)
     if blocked:
         return opaque(blocked)
-    kind = operator.kind
-    if kind in UNARY or kind in BINARY:
+    if operator.kind in UNARY or operator.kind in BINARY:
         return _map(graph, operator, makers)
-    rule = _RULES.get(kind)
-    return rule(graph, operator) if rule is not None else opaque(f"{kind} has no rule for splitting")
+    rule, _, table = _RULES[operator.kind]
+    if table and type(operator.options).__name__ != table:
+        return opaque(f"{operator.kind} comes without its options")
+    return rule(graph, operator)
 
 
 def _blocked(graph: Graph, operator: Operator, makers: dict[int, Operator]) -> str:
     """Why nothing about an operator can be split at all; empty where something may."""
-    for t in (*operator.inputs, *operator.outputs):
-        if t < 0:
-            continue
-        tensor = graph.tensors[t]
-        if not tensor.shape_known:
-            return f"only the run determines the shape of {tensor.name}"
-        if tensor.variable or tensor.source is not None:
-            return f"{tensor.name} is state, sparse or quantised in a form that cannot be sliced"
-        if tensor.dtype in ("int4", "uint4", "int2"):
-            return f"{tensor.name} is packed ({tensor.dtype})"
-        if t in makers and makers[t].kind != "DEQUANTIZE":
-            return f"{tensor.name} is computed by {makers[t].kind}, not stored"
+    least = 1 if operator.kind in UNARY else 2 if operator.kind in BINARY else _RULES.get(operator.kind, _NO_RULE)[1]
+    if not least:
+        return f"{operator.kind} has no rule for splitting"
+    if len(operator.inputs) < least or min(operator.inputs[:least]) < 0:
+        return f"{operator.kind} comes without its inputs"
     if operator.kind in _WEIGHTED and not all(t < 0 or _stored(graph, t, makers) for t in operator.inputs[1:]):
         return "its weights are computed from the input"
     if len(operator.outputs) != 1:
         return f"{operator.kind} makes {len(operator.outputs)} tensors"
+    for t in (*operator.inputs, *operator.outputs):
+        if t in makers and makers[t].kind != "DEQUANTIZE":
+            return f"{graph.tensors[t].name} is computed by {makers[t].kind}, not stored"
+        if t >= 0 and (reason := _odd(graph.tensors[t])):
+            return reason
+    return ""
+
+
+def _odd(tensor: Tensor) -> str:
+    """Why a tensor cannot be sliced; empty where it can."""
+    if not tensor.shape_known:
+        return f"only the run determines the shape of {tensor.name}"
+    if tensor.variable or tensor.source is not None:
+        return f"{tensor.name} is state, sparse or quantised in a form that cannot be sliced"
+    if tensor.dtype in ("int4", "uint4", "int2"):
+        return f"{tensor.name} is packed ({tensor.dtype})"
     return ""
 
 
@@ -144,7 +154,7 @@ def _convolution(graph: Graph, operator: Operator) -> Facts:
     """CONV_2D and DEPTHWISE_CONV_2D."""
     source, weights = (graph.tensors[t] for t in operator.inputs[:2])
     made = graph.tensors[operator.outputs[0]]
-    if any(len(t.shape) != 4 for t in (source, weights, made)) or operator.options is None:
+    if any(len(t.shape) != 4 or not t.elements for t in (source, weights, made)):
         return opaque("is no ordinary two-dimensional convolution")
     depthwise = operator.kind == "DEPTHWISE_CONV_2D"
     window = (weights.shape[1], weights.shape[2])
@@ -183,7 +193,7 @@ def _fully_connected(graph: Graph, operator: Operator) -> Facts:
     """FULLY_CONNECTED with ordinary weights [outputs, inputs]."""
     source, weights = (graph.tensors[t] for t in operator.inputs[:2])
     made, options = graph.tensors[operator.outputs[0]], operator.options
-    if len(weights.shape) != 2 or options is None or int(options.weightsFormat) != 0:
+    if len(weights.shape) != 2 or int(options.weightsFormat) != 0:
         return opaque("its weights are not stored row by row")
     if not made.shape or made.shape[-1] != weights.shape[0] or not source.shape:
         return opaque("its output does not end in its outputs")
@@ -203,7 +213,7 @@ def _pool(graph: Graph, operator: Operator) -> Facts:
     """MAX_POOL_2D, AVERAGE_POOL_2D and L2_POOL_2D."""
     source, made = graph.tensors[operator.inputs[0]], graph.tensors[operator.outputs[0]]
     options = operator.options
-    if len(source.shape) != 4 or len(made.shape) != 4 or options is None:
+    if len(source.shape) != 4 or len(made.shape) != 4 or not source.elements or source.shape[3] != made.shape[3]:
         return opaque("is no ordinary two-dimensional pool")
     window = (int(options.filterHeight), int(options.filterWidth))
     geometry = _windowed("pool", source, made, window, options)
@@ -239,11 +249,11 @@ def _pad(graph: Graph, operator: Operator) -> Facts:
     """PAD and PADV2 with amounts that stand in the file."""
     table = graph.tensors[operator.inputs[1]]
     made = graph.tensors[operator.outputs[0]]
-    if table.data is None or table.dtype not in ("int32", "int64"):
-        return opaque("its padding is computed")
-    amounts = np.frombuffer(table.data.tobytes(), table.dtype).reshape(-1, 2)
-    pads = tuple((int(before), int(after)) for before, after in amounts)
-    if len(pads) != len(made.shape) or any(min(pair) < 0 for pair in pads):
+    source = graph.tensors[operator.inputs[0]]
+    numbers = _integers(table)
+    pads = tuple(zip(numbers[::2], numbers[1::2], strict=False))
+    sizes = zip(source.shape, pads, strict=False)
+    if not pads or tuple(n + sum(pair) for n, pair in sizes) != made.shape or any(min(pair) < 0 for pair in pads):
         return opaque("its padding does not fit its output")
     channels = "pads channels" if pads[-1] != (0, 0) else ""
     spatial = "" if len(pads) == 4 else "is not over rows and columns"
@@ -253,9 +263,9 @@ def _pad(graph: Graph, operator: Operator) -> Facts:
 def _concatenation(graph: Graph, operator: Operator) -> Facts:
     """CONCATENATION of activations."""
     made = graph.tensors[operator.outputs[0]]
-    axis = int(operator.options.axis) if operator.options is not None else 0
+    axis = int(operator.options.axis)
     axis += len(made.shape) if axis < 0 else 0
-    if any(graph.tensors[t].constant for t in operator.inputs if t >= 0):
+    if not 0 <= axis < len(made.shape) or any(t < 0 or graph.tensors[t].constant for t in operator.inputs):
         return opaque("joins constants to activations")
     channels = "joins channels of several tensors" if axis == len(made.shape) - 1 else ""
     spatial = ""
@@ -269,12 +279,11 @@ def _channelwise(graph: Graph, operator: Operator) -> Facts:
     """Operators that read all places of a channel but no other channel: means over rows and columns, resizes."""
     source, made = graph.tensors[operator.inputs[0]], graph.tensors[operator.outputs[0]]
     axes = graph.tensors[operator.inputs[1]]
-    if len(source.shape) != 4 or axes.data is None or made.shape[-1:] != source.shape[-1:]:
+    numbers = _integers(axes)
+    if len(source.shape) != 4 or not numbers or made.shape[-1:] != source.shape[-1:]:
         return opaque("does not keep its channels apart")
-    if operator.kind == "MEAN":
-        over = {int(axis) % 4 for axis in np.frombuffer(axes.data.tobytes(), axes.dtype)}
-        if 3 in over:
-            return opaque("takes the mean over channels")
+    if operator.kind == "MEAN" and 3 in {axis % 4 for axis in numbers}:
+        return opaque("takes the mean over channels")
     return Facts(Geometry(form="channelwise"), "", "", "reads every place of its input")
 
 
@@ -289,26 +298,36 @@ def _reshape(graph: Graph, operator: Operator) -> Facts:
 def _blocks(graph: Graph, operator: Operator) -> Facts:
     """DEPTH_TO_SPACE: each place becomes a block of places."""
     reason = "moves channels into places"
-    block = int(operator.options.blockSize) if operator.options is not None else 0
+    block = int(operator.options.blockSize)
     made = graph.tensors[operator.outputs[0]]
     spatial = "" if block > 0 and len(made.shape) == 4 else "has no block size"
     return Facts(Geometry(form="blocks", block=max(1, block)), reason, reason, spatial)
 
 
-_RULES: dict[str, Callable[[Graph, Operator], Facts]] = {
-    "CONV_2D": _convolution,
-    "DEPTHWISE_CONV_2D": _convolution,
-    "FULLY_CONNECTED": _fully_connected,
-    "MAX_POOL_2D": _pool,
-    "AVERAGE_POOL_2D": _pool,
-    "L2_POOL_2D": _pool,
-    "PAD": _pad,
-    "PADV2": _pad,
-    "CONCATENATION": _concatenation,
-    "MEAN": _channelwise,
-    "RESIZE_BILINEAR": _channelwise,
-    "RESIZE_NEAREST_NEIGHBOR": _channelwise,
-    "RESHAPE": _reshape,
-    "SQUEEZE": _reshape,
-    "DEPTH_TO_SPACE": _blocks,
+def _integers(tensor: Tensor) -> tuple[int, ...]:
+    """The values of a small constant of integers; empty where it is none."""
+    if tensor.data is None or tensor.dtype not in ("int32", "int64"):
+        return ()
+    return tuple(int(value) for value in np.frombuffer(tensor.data.tobytes(), tensor.dtype))
+
+
+_Rule = tuple[Callable[[Graph, Operator], Facts], int, str]
+_NO_RULE: _Rule = (_reshape, 0, "")
+_RULES: dict[str, _Rule] = {
+    "CONV_2D": (_convolution, 2, "Conv2DOptionsT"),
+    "DEPTHWISE_CONV_2D": (_convolution, 2, "DepthwiseConv2DOptionsT"),
+    "FULLY_CONNECTED": (_fully_connected, 2, "FullyConnectedOptionsT"),
+    "MAX_POOL_2D": (_pool, 1, "Pool2DOptionsT"),
+    "AVERAGE_POOL_2D": (_pool, 1, "Pool2DOptionsT"),
+    "L2_POOL_2D": (_pool, 1, "Pool2DOptionsT"),
+    "PAD": (_pad, 2, ""),
+    "PADV2": (_pad, 2, ""),
+    "CONCATENATION": (_concatenation, 1, "ConcatenationOptionsT"),
+    "MEAN": (_channelwise, 2, ""),
+    "RESIZE_BILINEAR": (_channelwise, 2, ""),
+    "RESIZE_NEAREST_NEIGHBOR": (_channelwise, 2, ""),
+    "RESHAPE": (_reshape, 1, ""),
+    "SQUEEZE": (_reshape, 1, ""),
+    "DEPTH_TO_SPACE": (_blocks, 1, "DepthToSpaceOptionsT"),
 }
+"""Rule, inputs it must have, and the option table it reads, by operator kind."""

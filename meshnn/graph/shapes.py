@@ -97,6 +97,7 @@ def mark_unknown(graph: Graph) -> Graph:
 def with_shapes(graph: Graph, reported: Mapping[int, tuple[int, ...]]) -> Graph:
     """The graph with the shapes a runtime reports **after one run** of the whole model, by tensor index.
 
+    The runtime must have no delegates: what one has taken over keeps the shape the file had.
     They fill what the file leaves empty and confirm what shape arithmetic decides. Where they contradict the file
     the tensor's shape counts as known only to the run, and no cut may cross it.
     """

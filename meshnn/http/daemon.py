@@ -12,13 +12,14 @@ from contextlib import AsyncExitStack, suppress
 from aiohttp import web
 
 from meshnn.config import Config
+from meshnn.device.records import NodeNote
 from meshnn.errors import NodeError
 from meshnn.http.app import application
 from meshnn.net.discovery import Discovery
 from meshnn.net.hello import Hello
 from meshnn.net.neighbours import Neighbours
 from meshnn.net.security import Identity
-from meshnn.net.transport import Transport
+from meshnn.net.transport import Limits, Transport
 from meshnn.node.driver import Node
 from meshnn.node.switchboard import Switchboard, codec
 from meshnn.telemetry import logger
@@ -64,7 +65,7 @@ async def serve(config: Config, announce: Callable[[str], None]) -> int:
         await _serve_http(stack, node, http_socket)
         discovery = Discovery(node.me, node.boot, config.mesh, node.transport.port, config.interface, node.seen)
         stack.push_async_callback(discovery.stop)
-        _write_node_file(stack, node, http_port)
+        _write_note(node, http_port)
         line = f"{config.name} ({node.me[:12]}) joined mesh {config.mesh} on port {node.transport.port}"
         await _run(node, discovery, lambda: announce(line))
     return 128 + received[0] if received else 0
@@ -74,7 +75,9 @@ def _transport(config: Config) -> Callable[[Identity, Hello, Switchboard], Trans
     """The real network of a configuration."""
 
     def make(identity: Identity, hello: Hello, handler: Switchboard) -> Transport:
-        return Neighbours(identity, hello, handler, codec(), interface=config.interface)
+        return Neighbours(
+            identity, hello, handler, Limits(), codec(), config.interface, named=[host for host, _ in config.peers]
+        )
 
     return make
 
@@ -88,10 +91,7 @@ async def _run(node: Node, discovery: Discovery, ready: Callable[[], None]) -> N
 
 
 async def _discover(discovery: Discovery) -> None:
-    try:
-        await discovery.start()
-    except (OSError, NodeError) as error:
-        _log.warning("discovery_failed", reason=str(error), do="name a peer with --peer HOST:PORT")
+    await discovery.start()
 
 
 async def _serve_http(stack: AsyncExitStack, node: Node, bound: socket.socket) -> None:
@@ -101,10 +101,9 @@ async def _serve_http(stack: AsyncExitStack, node: Node, bound: socket.socket) -
     await web.SockSite(runner, bound).start()
 
 
-def _write_node_file(stack: AsyncExitStack, node: Node, http_port: int) -> None:
+def _write_note(node: Node, http_port: int) -> None:
     """`node.json` tells the commands of this machine where the node is."""
-    node.store.write_node_file({"http_port": http_port, "port": node.transport.port, "pid": os.getpid(), "id": node.me})
-    stack.callback(node.store.remove_node_file)
+    node.store.save_note(NodeNote(node.transport.port, http_port, os.getpid(), node.me, ""))
 
 
 def _on_signal(number: int, received: list[int], node: Node) -> None:

@@ -11,8 +11,8 @@ from aiohttp import web
 
 from meshnn.errors import MeshError, UsageError
 from meshnn.http.guard import flag, number
+from meshnn.node.answer import npz_of
 from meshnn.node.driver import Node
-from meshnn.node.visitors import npz_of
 
 INPUT_BYTES_MAX = 64 << 20
 UPLOAD_CHUNK_BYTES = 1 << 20
@@ -135,5 +135,3 @@ async def _body(request: web.Request) -> bytes:
     if request.content_length is not None and request.content_length > INPUT_BYTES_MAX:
         raise UsageError(f"the input has {request.content_length} bytes; at most {INPUT_BYTES_MAX} are taken")
     return await request.read()
-
-

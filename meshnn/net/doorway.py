@@ -128,7 +128,7 @@ class Doorway:
                     ssl_shutdown_timeout=self._limits.close_s,
                 )
                 refusal = await greeting.done
-            if refusal is not None:
+            if refusal is not None and refusal.reason != "duplicate":
                 self._refusals.note(refusal.reason, guest.host, refusal.line)
         except (OSError, PeerError) as error:  # TimeoutError and ssl.SSLError are OSErrors
             self._refusals.note("timeout" if isinstance(error, TimeoutError) else "garbage", guest.host, str(error))

@@ -22,7 +22,7 @@ class Hello(msgspec.Struct, frozen=True):
     """What one end of a connection says of itself.
 
     The node gives `mesh`, `name`, `boot_id` and the ports (`port` 0: 7766 or the next free one); the transport fills
-    in the rest. `port` takes streams and datagrams, `http_port` 0 means none.
+    in the rest. `port` takes streams and datagrams, `http_port` 0 means none. A `visitor` asks and is no member.
     """
 
     mesh: Text
@@ -30,6 +30,7 @@ class Hello(msgspec.Struct, frozen=True):
     boot_id: WireBootId
     port: Port = 0
     http_port: Port = 0
+    visitor: bool = False
     device_id: WireDeviceId = DeviceId("a" * 26)
     channel: Channel = "control"
     version: Annotated[int, Meta(ge=0, lt=2**16)] = PROTOCOL_VERSION

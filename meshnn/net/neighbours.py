@@ -11,7 +11,7 @@ import msgspec
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import NodeError, PeerError
 from meshnn.net.datagrams import Datagrams
-from meshnn.net.dialler import Dialler, DialError
+from meshnn.net.dialler import DialError, Dialler
 from meshnn.net.doorway import Doorway
 from meshnn.net.hello import Channel, Hello, Refusal
 from meshnn.net.interfaces import Vicinity, addresses_of
@@ -147,7 +147,7 @@ class Neighbours:
         return link.round_trip_s if link is not None else None
 
     def send(self, device_id: DeviceId, message: msgspec.Struct) -> bool:
-        """Queues a control message; False without a link, or where its outbox is full. Raises PeerError over 512 KiB."""
+        """Queues a control message; False without a link or with a full outbox. Raises PeerError over 512 KiB."""
         link = self._live(device_id, "control")
         return link is not None and link.send(self._codec.encode(message))
 
@@ -210,7 +210,7 @@ class Neighbours:
         return None
 
     def linked(self, stream: FramedStream, theirs: Hello, dialled: bool) -> None:
-        """Both ends said HELLO. A new link replaces the old one: the device restarted, or knows its old link is dead."""
+        """Both ends said HELLO. A new link replaces the old: the device restarted, or knows its old link is dead."""
         host = stream.peer_host
         link = Link(stream, self, theirs, (host, theirs.port), self._limits, self._codec)
         if self._stopping:

@@ -21,8 +21,10 @@ class _Outgoing:
 
 
 class TensorOutbox:
-    """Writes frames to a tensors link in the order given. A caller that is cancelled never cuts a frame in two:
-    what had begun goes out whole, what had not is left out.
+    """Writes frames to a tensors link in the order given.
+
+    A caller that is cancelled never cuts a frame in two: what had begun goes out whole (so its buffers must not change
+    until then), what had not is left out.
     """
 
     def __init__(self, link: Link, queue_limit: int, tasks: TaskSet) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, cast, get_args
 
 import msgspec
 
 from meshnn.cluster.cluster import Cluster
-from meshnn.cluster.effects import LeaderChanged, MemberChanged
+from meshnn.cluster.effects import Evidence, LeaderChanged, MemberChanged
 from meshnn.cluster.member import Address, BootId, Capability, DeviceId, Load, Member, MemberState
+from meshnn.cluster.messages import Message
 from meshnn.errors import ModelError
 from meshnn.graph.card import Card
 from meshnn.node.catalogue import Catalogue
@@ -77,7 +78,8 @@ class Core:
 
     def on_datagram(self, source: DeviceId, boot: BootId, message: msgspec.Struct, now: float) -> list[Effect]:
         """A datagram of membership or election."""
-        return self._settle(list(self.cluster.on_datagram(source, boot, message, now)), now)
+        spoken = cast("Message", message)  # the codec knows the closed union
+        return self._settle(list(self.cluster.on_datagram(source, boot, spoken, now)), now)
 
     def on_seen(self, address: Address, now: float) -> list[Effect]:
         """An address that may be a peer: mDNS, --peer, or remembered."""
@@ -96,7 +98,8 @@ class Core:
     def on_unlinked(self, device: DeviceId, evidence: str, now: float) -> list[Effect]:
         """A link is gone, or could not be made; `evidence` says how."""
         self.contacts.on_unlinked(device, evidence, now)
-        effects: list[Effect] = list(self.cluster.on_unlinked(device, evidence, now))
+        known: Evidence = "silent" if evidence not in get_args(Evidence) else cast("Evidence", evidence)
+        effects: list[Effect] = list(self.cluster.on_unlinked(device, known, now))
         return self._settle([*effects, *self.catalogue.on_unlinked(device)], now)
 
     def on_unreachable(self, address: Address, evidence: str, now: float) -> list[Effect]:
@@ -203,7 +206,9 @@ class Core:
             CopyFailed: lambda: self._copy_failed(source, _as(CopyFailed, message), now),
         }
         handler = handlers.get(type(message))
-        return handler() if handler is not None else list(self.cluster.on_stream_message(source, message, now))
+        if handler is not None:
+            return handler()
+        return list(self.cluster.on_stream_message(source, cast("Message", message), now))
 
     def _cut(self, source: DeviceId, message: Cut) -> list[Effect]:
         return [CutShards(source, message.epoch, message.model, message.recipes)]

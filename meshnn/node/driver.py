@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,7 @@ from meshnn.device.store import Store
 from meshnn.errors import NodeError
 from meshnn.graph import schema
 from meshnn.net.hello import Hello
+from meshnn.net.interfaces import addresses_of
 from meshnn.net.security import Identity
 from meshnn.net.transport import Transport
 from meshnn.node.catalogue import Catalogue
@@ -36,7 +38,7 @@ from meshnn.node.performer import Performer
 from meshnn.node.service import Service
 from meshnn.node.serving import Serving
 from meshnn.node.shards import Shards
-from meshnn.node.solo import Solo
+from meshnn.node.solo import Shipped, Whole
 from meshnn.node.switchboard import Switchboard
 from meshnn.node.transfer import Transfers
 from meshnn.node.visitors import Visitors
@@ -44,6 +46,8 @@ from meshnn.telemetry import logger
 
 EVENTS_MAX = 100_000
 LOAD_EVERY_S = 5.0
+PEERS_EVERY_S = 5.0
+PEERS_MAX = 64
 
 _log = logger("node")
 
@@ -58,6 +62,7 @@ class Past:
     voted_for: DeviceId | None
     incarnation: int
     records: tuple[NameRecord, ...]
+    peers: tuple[tuple[str, int], ...]
 
 
 class Node:
@@ -86,7 +91,7 @@ class Node:
     async def start(self) -> None:
         """Bind, read what an earlier life wrote, and put the parts together; NodeError."""
         await self.transport.start()
-        past = await asyncio.to_thread(self._remember)
+        past = self._past = await asyncio.to_thread(self._remember)
         held = await asyncio.to_thread(self.store.held_models)
         me = self._member(past)
         cluster = Cluster(me, (), past.term, past.voted_for, random.Random(secrets.randbits(64)), self._now())
@@ -95,9 +100,9 @@ class Node:
         self.plane = DataPlane(self.me, self.boot, self.transport, self.engine, Serving(self.core), self._now)
         self.library = Library(self.me, self.store, self.core.catalogue.card, self._fetch)
         self.transfers = Transfers(self.transport, self.store, self.spawn, self.library.obtain)
-        self.solo = Solo(self.me, self.boot, self.engine, self.store)
+        whole = Whole(self.me, self.boot, self.engine)
         identity = (self.me, self._config.name, self._config.mesh)
-        self.service = Service(self, self.plane, self.library, self.solo, identity)
+        self.service = Service(self, self.plane, self.library, Shipped(), whole, identity)
         self.visitors = Visitors(self.service, self.transport, self.spawn)
         self._performer = Performer(self, self.transport, self.store, self.engine, self.library, self.transfers)
 
@@ -106,9 +111,12 @@ class Node:
         try:
             async with asyncio.TaskGroup() as group:
                 self._group = group
-                keepers = [group.create_task(work) for work in (self._own_core(), self.plane.run(), self._measure())]
+                keepers = [
+                    group.create_task(work)
+                    for work in (self._own_core(), self.plane.run(), self._measure(), self._remember_peers())
+                ]
                 self.post(self.core.start)
-                for host, port in self._config.peers:
+                for host, port in (*self._config.peers, *self._past.peers):
                     self.seen(host, port)
                 ready()
                 await self._leaving.wait()
@@ -200,8 +208,22 @@ class Node:
             await asyncio.sleep(LOAD_EVERY_S)
             busy = await asyncio.to_thread(probe.load)
             stats = self.plane.stats()
-            load = Load(stats.queue_depth, stats.stage_ms, busy.free_bytes, busy.cpu_percent)
+            load = Load(stats.queued, stats.slowest_ms, busy.free_bytes, busy.cpu_percent)
             self.post(partial(self.core.set_load, load))
+
+    async def _remember_peers(self) -> None:
+        """Write down where the others are, so that a start without multicast finds them again."""
+        written: list[tuple[str, int]] = []
+        while True:
+            await asyncio.sleep(PEERS_EVERY_S)
+            members = (self.core.cluster.members[device] for device in self.core.cluster.alive)
+            peers = [(m.address.host, m.address.port) for m in members if m.device_id != self.me][:PEERS_MAX]
+            if peers and peers != written:
+                written = peers
+                try:
+                    await asyncio.to_thread(self.store.save_record, "peers", {"peers": peers})
+                except NodeError as error:
+                    _log.warning("peers_not_saved", reason=str(error))
 
     async def _fetch(self, wanted: Fetch) -> Path:
         return await self.transfers.fetch(wanted)
@@ -214,12 +236,14 @@ class Node:
         incarnation = self.store.load_record("incarnation")
         names = self.store.load_record("names")
         records = msgspec.convert(names.get("records", []), tuple[NameRecord, ...])
+        peers = msgspec.convert(self.store.load_record("peers").get("peers", []), tuple[tuple[str, int], ...])
         voted = term.get("voted_for")
         return Past(
             int(str(term.get("term", 0))),
             DeviceId(voted) if isinstance(voted, str) else None,
             int(str(incarnation.get("incarnation", 0))),
             records,
+            peers,
         )
 
     def _member(self, past: Past) -> Member:
@@ -233,14 +257,19 @@ class Node:
             runtime.numeric_class(),
             schema.available(),
         )
-        host = self._config.interface or "127.0.0.1"
-        address = Address(host, self.transport.port)
+        address = Address(reachable_address(self._config.interface), self.transport.port)
         return Member(
             self.me, self.boot, self._config.name, address, self._http_port, incarnation, capability=capability
         )
 
     def _now(self) -> float:
         return time.monotonic()
+
+
+def reachable_address(interface: str | None) -> str:
+    """The address to tell the others: one that is not loopback, where there is one."""
+    hosts = addresses_of(interface)
+    return next((host for host in hosts if not ip_address(host).is_loopback), hosts[0])
 
 
 def _capability(measured: probe.Measured, store: Store) -> Capability:

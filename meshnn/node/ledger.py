@@ -9,6 +9,7 @@ seconds, for this plan only, since the reporter's link may be broken where ours 
 from __future__ import annotations
 
 import heapq
+import math
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import BusyError
@@ -16,7 +17,7 @@ from meshnn.node.doubts import Budget, Doubts, Latencies, LedgerLimits
 from meshnn.node.request import Answer, Attempt, CancelAttempt, Dispatch, Effect, Fail, Request
 from meshnn.node.served import Served
 from meshnn.plan.plan import Epoch, Plan
-from meshnn.plan.routes import cycle, deal
+from meshnn.plan.routes import deal
 
 STALE = "stale_epoch_error"
 Way = tuple[Plan, int, tuple[int, ...], tuple[DeviceId, ...]]
@@ -290,7 +291,7 @@ class Ledger:
     def _deal(self, plan: Plan, bad: set[DeviceId]) -> Way | None:
         """The next lane and groups by weight that are free of `bad`; None where there are none."""
         ticket = self._tickets.get(plan.epoch, 0)
-        for step in range(min(cycle(plan), 4096)):
+        for step in range(_period(plan)):
             lane, groups = deal(plan, ticket + step)
             stages = plan.lanes[lane].stages
             chosen = [stage.groups[group] for stage, group in zip(stages, groups, strict=True)]
@@ -355,3 +356,9 @@ class Ledger:
     def _wake(self, entry: Request, when: float) -> None:
         """Have `on_deadline` look at this request then."""
         heapq.heappush(self._wakes, (when, entry.number, entry.name))
+
+
+def _period(plan: Plan) -> int:
+    """How many tickets `deal` takes until every way of a plan has had its turn (bounded, for plans of many ways)."""
+    rounds = [math.prod(sum(group.weight for group in stage.groups) for stage in lane.stages) for lane in plan.lanes]
+    return min(4096, sum(lane.weight for lane in plan.lanes) * max(rounds))

@@ -56,7 +56,7 @@ class Home(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """One choice of lane and groups: its routes, and what each (stage, part) must have; the origin's own stands last."""
+    """One choice of lane and groups: its routes, and what each (stage, part) must have; the origin's stands last."""
 
     model: Outline
     routes: Routes
@@ -242,7 +242,7 @@ class Pipeline:
                 if self._assembly.superseded(key) or self._clock() >= complete.deadline:
                     return
                 # The fragment's own order: what the file's inputs are, by tensor index of the whole model.
-                order = site.ways.model.card.fragment_inputs(site.recipe.first, site.recipe.last)
+                order = site.ways.model.fragment_inputs(site.recipe.first, site.recipe.last)
                 inputs = [complete.tensors[tensor] for tensor in order if tensor in complete.tensors]
                 arrays, compute_s = await self._engine.run(site.handle, inputs)
             self._observe(site.recipe, compute_s * 1000)
@@ -260,7 +260,7 @@ class Pipeline:
         """Send a shard's outputs to whoever needs them; what stays on this device stays in memory."""
         key = complete.key
         source = (key.stage, key.part)
-        order = site.ways.model.card.fragment_outputs(site.recipe.first, site.recipe.last)
+        order = site.ways.model.fragment_outputs(site.recipe.first, site.recipe.last)
         have = partial(boxes.have, site.ways.model, site.stages[key.stage], site.groups[key.stage], key.part)
         bases = {tensor: base for tensor in order if (base := have(tensor)) is not None}
         outputs = dict(zip(bases, arrays, strict=True))

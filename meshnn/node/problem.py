@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from meshnn.cluster.member import DeviceId, Member
 from meshnn.errors import NoPlanError
 from meshnn.graph.card import Card
-from meshnn.plan.devices import DeviceInfo, Links
+from meshnn.plan.devices import DeviceInfo, Links, speed_of
 from meshnn.plan.plan import Epoch, PlanSet
-from meshnn.plan.solver import gain, solve_set
+from meshnn.plan.planner import solve_set
+from meshnn.plan.predict import predict
+from meshnn.plan.solver import worth_switching
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class Problem:
                 member.device_id,
                 member.boot_id,
                 member.capability.memory_bytes,
-                member.capability.speed,
+                speed_of(member.capability.speed),
                 member.capability.cores,
                 member.capability.numeric_class,
                 member.name,
@@ -52,7 +54,7 @@ def solve(problem: Problem) -> PlanSet | str:
             problem.epoch,
             memory_used_elsewhere=problem.used,
             origins=problem.origins,
-            current=problem.current,
+            prefer=problem.current.main if problem.current is not None else None,
         )
     except NoPlanError as error:
         return str(error)
@@ -66,4 +68,6 @@ def better(new: PlanSet, old: PlanSet, problem: Problem) -> bool:
     }
     if {plan.epoch.absent for plan in new.contingencies} - covered:
         return True
-    return gain(old.main, new.main, problem.card, problem.devices(), Links())
+    devices, links = problem.devices(), Links()
+    predicted = [predict(plans.main, problem.card, devices, links) for plans in (old, new)]
+    return worth_switching(*predicted)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meshnn.node.dataplane import Outcome
 
 
-def plan_of(outcome: Outcome, names: Mapping[str, str]) -> dict[str, object]:
+def plan_of(outcome: Outcome, names: Mapping[DeviceId, str]) -> dict[str, object]:
     """Who ran which operators of one answer, and how long each took."""
     lane = outcome.plan.lanes[outcome.lane]
     stages = [

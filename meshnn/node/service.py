@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from meshnn import vision
 from meshnn.cluster.member import DeviceId, MemberState
 from meshnn.device.store import Store
-from meshnn.errors import BusyError, DeadlineError, MeshError, NoPlanError, UnknownModelError
+from meshnn.errors import BusyError, DeadlineError, NoPlanError, UnknownModelError
 from meshnn.graph.card import Card
 from meshnn.node import reports
+from meshnn.node.answer import Answer, Arrays, Question, answer_of
 from meshnn.node.core import Core
 from meshnn.node.dataplane import DataPlane, Outcome
 from meshnn.node.effects import Effect
 from meshnn.node.library import Library
 from meshnn.node.messages import NameRecord
-from meshnn.node.solo import Solo
+from meshnn.node.solo import Shipped, Whole
 
 ASK_DEADLINE_S = 30.0
 ADD_DEADLINE_S = 60.0
 # Photos decoded at once: each may take tens of MB.
 DECODING_MAX = 4
 WAITING_MAX = 1024
-
-Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 
 class Host(Protocol):
@@ -47,15 +42,6 @@ class Host(Protocol):
         """Wait until something a person can see has changed."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answered input: the line for people and scripts, and the raw tensors as they went in and came out."""
-
-    report: dict[str, object]
-    inputs: Arrays
-    outputs: Arrays
-
-
 class Service:
     """The node's verbs; every one ends within its deadline with a result or a MeshError."""
 
@@ -64,7 +50,8 @@ class Service:
         host: Host,
         plane: DataPlane,
         library: Library,
-        solo: Solo,
+        shipped: Shipped,
+        whole: Whole,
         identity: tuple[DeviceId, str, str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -72,7 +59,8 @@ class Service:
         self._host = host
         self._plane = plane
         self._library = library
-        self._solo = solo
+        self._shipped = shipped
+        self._whole = whole
         self._me, self._name, self._mesh = identity
         self._clock = clock
         self._decoding = asyncio.Semaphore(DECODING_MAX)
@@ -93,22 +81,8 @@ class Service:
             outcome = await self._run(name, card, inputs, started + deadline_s)
         finally:
             self._asking -= 1
-        outputs = {tensor.name: outcome.outputs[tensor.index] for tensor in card.outputs}
-        predictions = await asyncio.to_thread(vision.predictions, outputs, card, top)
-        return Answer(
-            {
-                "input": source,
-                "ok": True,
-                "model": name,
-                "predictions": [{"index": p.index, "label": p.label, "score": p.score} for p in predictions],
-                "latency_ms": round((self._clock() - started) * 1000, 3),
-                "attempts": outcome.attempts,
-                "exact": outcome.exact,
-                "plan": reports.plan_of(outcome, self._names()),
-            },
-            inputs,
-            outputs,
-        )
+        question = Question(source, name, top)
+        return await answer_of(question, card, inputs, outcome, self._clock() - started, self._names())
 
     async def tensors(self, model: str, inputs: Arrays, deadline_s: float = ASK_DEADLINE_S) -> Outcome:
         """Run a model on raw input tensors by name; the errors of `ask`."""
@@ -138,8 +112,8 @@ class Service:
 
     async def model_file(self, name: str, deadline_s: float = ADD_DEADLINE_S) -> Path:
         """The whole file of a model on this disk, fetched from a holder where it is not here."""
-        if name == self._solo.name and not any(r.name == name for r in self._host.core.catalogue.records):
-            return self._solo.path
+        if name == self._shipped.name and not any(r.name == name for r in self._host.core.catalogue.records):
+            return self._shipped.path
         record = self._host.core.catalogue.record(name)
         async with asyncio.timeout(deadline_s):
             return await self._library.whole(record, self._host.core.catalogue.holders(record.digest))
@@ -158,14 +132,14 @@ class Service:
             records = self._host.core.catalogue.records
             if len(records) == 1:
                 model = records[0].name
-            elif self._solo.name:
-                return self._solo.name, await self._solo.card()
+            elif self._shipped.name:
+                return self._shipped.name, await self._shipped.card()
             else:
                 choices = ", ".join(record.name for record in records) or "none were added"
                 raise UnknownModelError(f"name a model with --model; known: {choices}")
         known = {record.name for record in self._host.core.catalogue.records}
-        if model == self._solo.name and model not in known:
-            return self._solo.name, await self._solo.card()
+        if model == self._shipped.name and model not in known:
+            return self._shipped.name, await self._shipped.card()
         digest = self._host.core.catalogue.record(model).digest
         await self._until(
             lambda: self._host.core.catalogue.card(digest) is not None,
@@ -181,8 +155,8 @@ class Service:
         if left_s <= 0:
             raise DeadlineError("the deadline passed before the input was read")
         known = {record.name for record in self._host.core.catalogue.records}
-        if name == self._solo.name and name not in known:
-            return await self._solo.run(inputs)
+        if name == self._shipped.name and name not in known:
+            return await self._whole.run(self._shipped.path, card, inputs)
         indexed = {tensor.index: inputs[tensor.name] for tensor in card.inputs}
         try:
             return await self._plane.ask(name, indexed, left_s)
@@ -221,11 +195,6 @@ class Service:
     def _holders(self, record: NameRecord) -> list[str]:
         return list(self._host.core.catalogue.holders(record.digest))
 
-    def _names(self) -> dict[str, str]:
+    def _names(self) -> dict[DeviceId, str]:
         members = self._host.core.cluster.members.values()
         return {m.device_id: m.name for m in members if m.state is not MemberState.LEFT} | {self._me: self._name}
-
-
-def failure_report(source: str, error: MeshError) -> dict[str, object]:
-    """The JSON line of an input that was not answered."""
-    return {"input": source, "ok": False, "error": {"code": error.code, "message": str(error)}}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from meshnn.cluster.member import DeviceId
 from meshnn.graph.card import Card
 from meshnn.node.core import Core
-from meshnn.plan.devices import DeviceInfo, Links
+from meshnn.plan.devices import DeviceInfo, Links, speed_of
 from meshnn.plan.plan import Epoch, Plan, Recipe
 from meshnn.plan.predict import predict
 
@@ -66,7 +66,6 @@ class Serving:
         infos = []
         for device in plan.devices():
             capability = members[device].capability
-            infos.append(DeviceInfo(device, members[device].boot_id, capability.memory_bytes, capability.speed))
-        if any(info.speed <= 0 for info in infos):
-            return 0.0
+            speed = speed_of(capability.speed)
+            infos.append(DeviceInfo(device, members[device].boot_id, capability.memory_bytes, speed))
         return predict(plan, card, infos, Links()).latency_ms / 1000

@@ -1,4 +1,4 @@
-"""The model that ships with meshnn, answered by this device alone (docs/decisions says why alone)."""
+"""Whole models on this device alone: the one that ships with meshnn, and any other where there is no mesh."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.device.interpreter import Engine
-from meshnn.device.store import Store, digest_of_file
+from meshnn.device.part import digest_of_file
 from meshnn.errors import UnknownModelError
 from meshnn.graph.card import Card
 from meshnn.graph.describe import card_of
@@ -26,24 +26,49 @@ NAME = "default"
 
 def default_path() -> Path | None:
     """Where the shipped model lies: in the installed package, or in the repository it runs from."""
-    packaged = Path(str(resources.files("meshnn"))) / "models" / "default.tflite"
-    source = Path(str(resources.files("meshnn"))).parent / "models" / "default.tflite"
-    return next((path for path in (packaged, source) if path.is_file()), None)
+    package = Path(str(resources.files("meshnn")))
+    places = (package / "models" / "default.tflite", package.parent / "models" / "default.tflite")
+    return next((path for path in places if path.is_file()), None)
 
 
-class Solo:
-    """One whole model on this device: loaded at the first question."""
+class Whole:
+    """Runs whole models in the engine of this device; each is loaded at its first question."""
 
-    def __init__(self, me: DeviceId, boot: BootId, engine: Engine, store: Store | None) -> None:
-        """`store` keeps the card, where there is one."""
+    def __init__(self, me: DeviceId, boot: BootId, engine: Engine) -> None:
+        """`engine` may be shared with the node's shards."""
         self._me = me
         self._boot = boot
         self._engine = engine
-        self._store = store
+        self._handles: dict[str, int] = {}
+        self._loading = asyncio.Lock()
+
+    async def run(self, path: Path, card: Card, inputs: Mapping[str, npt.NDArray[np.generic]]) -> Outcome:
+        """One answer, inputs by name; ModelError."""
+        async with self._loading:
+            if card.digest not in self._handles:
+                self._handles[card.digest] = (await self._engine.load(path)).handle
+        ran = await self._engine.run(self._handles[card.digest], [inputs[tensor.name] for tensor in card.inputs])
+        stage = Stage(0, len(card.operators) - 1, (Group((Shard(self._me, self._boot),)),))
+        return Outcome(
+            outputs={tensor.index: array for tensor, array in zip(card.outputs, ran.outputs, strict=True)},
+            plan=Plan(Epoch(0, self._me, 0), card.name, card.digest, (Lane((stage,)),)),
+            lane=0,
+            groups=(0,),
+            times=(StageTime(0, 0, self._me, ran.compute_s * 1000, 0),),
+            attempts=1,
+            latency_s=ran.compute_s,
+            exact=True,
+        )
+
+
+class Shipped:
+    """The default model: a name, a file, a card made when it is first asked for."""
+
+    def __init__(self) -> None:
+        """An installation may ship none."""
         self._path = default_path()
         self._card: Card | None = None
-        self._handle: int | None = None
-        self._loading = asyncio.Lock()
+        self._describing = asyncio.Lock()
 
     @property
     def name(self) -> str:
@@ -59,26 +84,10 @@ class Solo:
 
     async def card(self) -> Card:
         """The default model's card."""
-        async with self._loading:
+        async with self._describing:
             if self._card is None:
                 self._card = await asyncio.to_thread(describe, self.path, NAME)
             return self._card
-
-    async def run(self, inputs: Mapping[str, npt.NDArray[np.generic]]) -> Outcome:
-        """One answer from this device alone; ModelError."""
-        card = await self.card()
-        async with self._loading:
-            if self._handle is None:
-                self._handle = (await self._engine.load(self.path)).handle
-        arrays, compute_s = await self._engine.run(self._handle, [inputs[tensor.name] for tensor in card.inputs])
-        last = len(card.operators) - 1
-        stage = Stage(0, last, (Group((Shard(self._me, self._boot),)),))
-        plan = Plan(Epoch(0, self._me, 0), NAME, card.digest, (Lane((stage,)),))
-        times = (StageTime(0, 0, self._me, compute_s * 1000, 0),)
-        outputs = {tensor.index: array for tensor, array in zip(card.outputs, arrays, strict=True)}
-        return Outcome(
-            outputs=outputs, plan=plan, lane=0, groups=(0,), times=times, attempts=1, latency_s=compute_s, exact=True
-        )
 
 
 def describe(path: Path, name: str) -> Card:

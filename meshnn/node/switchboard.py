@@ -45,7 +45,7 @@ class Switchboard:
             return
         node, where = self._node, MemberAddress(*address)
         node.post(lambda now: node.core.on_linked(device_id, boot_id, hello.name, where, hello.http_port, now))
-        node.plane.on_linked(device_id)
+        node.plane.on_linked(device_id, boot_id)
 
     def on_unlinked(self, device_id: DeviceId, evidence: str) -> None:
         """A link ended: the data plane hears it at once, membership in turn."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Callable, Coroutine
 
 import msgspec
-import numpy as np
 
 from meshnn.cluster.member import DeviceId
 from meshnn.errors import MeshError, PeerError
 from meshnn.net.transport import Transport
+from meshnn.node.answer import failure_report, npz_of
 from meshnn.node.messages import RemoteAnswer, RemoteAsk
-from meshnn.node.service import Answer, Service, failure_report
+from meshnn.node.service import Service
 from meshnn.telemetry import logger
 
 ASKS_MAX = 16
@@ -68,12 +67,3 @@ class Visitors:
             return msgspec.json.encode(failure_report(ask.source, error)), b""
         arrays = await asyncio.to_thread(npz_of, answer) if ask.tensors else b""
         return msgspec.json.encode(answer.report), arrays
-
-
-def npz_of(answer: Answer) -> bytes:
-    """The raw tensors of an answer as an npz file: `input:NAME` and `output:NAME`."""
-    named = {f"input:{name}": array for name, array in answer.inputs.items()}
-    named |= {f"output:{name}": array for name, array in answer.outputs.items()}
-    buffer = io.BytesIO()
-    np.savez(buffer, **named)
-    return buffer.getvalue()

@@ -9,6 +9,8 @@ import msgspec
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import NoPlanError
 
+UNREACHABLE_MS = 60_000.0
+
 
 class DeviceInfo(msgspec.Struct, frozen=True):
     """One live device: its budget for shards, its measured speed in work units (`Card.work`) per millisecond."""
@@ -41,17 +43,21 @@ class Links(msgspec.Struct, frozen=True):
         return self.pairs.get((sender, receiver)) or self.pairs.get((receiver, sender)) or self.default
 
     def hop_ms(self, sender: DeviceId, receiver: DeviceId) -> float:
-        """What a message costs before its first byte counts; 0 within one device."""
+        """What a message costs before its first byte counts; 0 within one device.
+
+        A pair that cannot reach each other costs a minute: as good as never, and yet to be added and compared.
+        """
         if sender == receiver:
             return 0.0
-        return self.between(sender, receiver).rtt_ms / 2 + self.overhead_ms
+        link = self.between(sender, receiver)
+        return link.rtt_ms / 2 + self.overhead_ms if link.bytes_per_ms > 0 else UNREACHABLE_MS
 
     def byte_ms(self, sender: DeviceId, receiver: DeviceId) -> float:
-        """Milliseconds per byte; 0 within one device, infinite where the two cannot reach each other."""
+        """Milliseconds per byte; 0 within one device."""
         if sender == receiver:
             return 0.0
         rate = self.between(sender, receiver).bytes_per_ms
-        return 1.0 / rate if rate > 0 else float("inf")
+        return 1.0 / rate if rate > 0 else 0.0
 
     def singular(self, device: DeviceId) -> bool:
         """Whether any link of this device was measured, so that it is unlike the devices on the default."""
@@ -72,3 +78,8 @@ def asking_weights(devices: Sequence[DeviceInfo], asking: Mapping[DeviceId, floa
     if total <= 0:
         return {device: 1.0 / len(known) for device in known}
     return {device: weight / total for device, weight in known.items()}
+
+
+def speed_of(measured: float) -> float:
+    """Work units per ms of a device: as measured, or the reference machine's where it is not measured yet (0)."""
+    return measured if measured > 0 else 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,9 +15,9 @@ from meshnn.plan.devices import DeviceInfo, Links, asking_weights, by_id
 from meshnn.plan.outline import Model, Outline, outline
 from meshnn.plan.plan import Group, Lane, Plan, Recipe, Stage
 from meshnn.plan.ranges import memory_bytes, plan_memory
-from meshnn.plan.routes import ORIGIN, Routes, cycle, deal, derive
+from meshnn.plan.routes import ORIGIN, Routes, derive, ways
 
-# Beyond this many ways through a plan (lanes x groups), the first ones stand for all.
+# The most ways through a plan (lanes x groups) that one prediction follows.
 WAYS_MAX = 64
 
 
@@ -99,13 +100,14 @@ def predict(
     if missing:
         raise NoPlanError(f"the plan names devices that are not here: {', '.join(missing)}")
     origins = _origins(plan, asking_weights(devices, asking or {}), links)
-    ways = min(cycle(plan), WAYS_MAX)
     totals = _Totals()
-    for ticket in range(ways):
-        lane, groups = deal(plan, ticket)
+    # Where there are too many ways through a plan, its heaviest stand for all.
+    heaviest = heapq.nlargest(WAYS_MAX, ways(plan), key=lambda way: way[2])
+    counted = sum(share for _, _, share in heaviest)
+    for lane, groups, share in heaviest:
         way = _Way(model, plan.lanes[lane], lane, groups, derive(model, plan.lanes[lane], groups), known)
         for origin, weight in origins.items():
-            totals.add(_Run(links, origin), way, weight / ways)
+            totals.add(_Run(links, origin), way, weight * share / counted)
     busiest = max(max(totals.load.values(), default=0.0), totals.latency_ms / plan.window, 1e-9)
     return Prediction(
         totals.latency_ms, 1000.0 / busiest, plan_memory(model, plan), totals.air_bytes, totals.shards(model, plan)

@@ -7,9 +7,11 @@ stage that reads it, over any stage between.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from meshnn.cluster.member import DeviceId
 from meshnn.errors import UsageError
@@ -97,7 +99,7 @@ def gives(card: Model, lane: Lane, groups: Sequence[int], stage: int, part: int)
 
 
 def deal(plan: Plan, ticket: int) -> tuple[int, tuple[int, ...]]:
-    """The lane and the group of each of its stages for the origin's request number `ticket`: by weight, in turn."""
+    """The lane and the group of each of its stages for the origin's request number `ticket`: by weight, mixed."""
     lane, rest = _turn([lane.weight for lane in plan.lanes], ticket)
     groups = []
     for stage in plan.lanes[lane].stages:
@@ -106,20 +108,36 @@ def deal(plan: Plan, ticket: int) -> tuple[int, tuple[int, ...]]:
     return lane, tuple(groups)
 
 
-def cycle(plan: Plan) -> int:
-    """How many tickets `deal` takes until it repeats itself."""
-    rounds = [math.prod(sum(group.weight for group in stage.groups) for stage in lane.stages) for lane in plan.lanes]
-    return sum(lane.weight for lane in plan.lanes) * math.lcm(*rounds)
+def ways(plan: Plan) -> Iterator[tuple[int, tuple[int, ...], float]]:
+    """Every (lane, groups) that `deal` can choose, with its part of the requests, in lane and group order."""
+    total = sum(lane.weight for lane in plan.lanes)
+    for number, lane in enumerate(plan.lanes):
+        for groups in itertools.product(*(range(len(stage.groups)) for stage in lane.stages)):
+            share = lane.weight / total
+            for stage, group in zip(lane.stages, groups, strict=True):
+                share *= stage.groups[group].weight / sum(other.weight for other in stage.groups)
+            yield number, groups, share
+
+
+def way_count(plan: Plan) -> int:
+    """How many `ways` there are."""
+    return sum(math.prod(len(stage.groups) for stage in lane.stages) for lane in plan.lanes)
 
 
 def _turn(weights: Sequence[int], ticket: int) -> tuple[int, int]:
     """The choice whose turn it is, and the ticket that is left for the next choice."""
-    rest, slot = divmod(ticket, sum(weights))
-    for index, weight in enumerate(weights):
-        if slot < weight:
-            return index, rest * weight + slot
-        slot -= weight
-    raise AssertionError("weights are positive")
+    common = math.gcd(*weights)
+    order = _order(tuple(weight // common for weight in weights))
+    rest, slot = divmod(ticket, len(order))
+    choice, rank = order[slot]
+    return choice, rest * (weights[choice] // common) + rank
+
+
+@lru_cache(maxsize=256)
+def _order(weights: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """One round of turns as (choice, its how manyth), each choice's turns spread evenly over the round."""
+    turns = [((2 * rank + 1) / weight, choice, rank) for choice, weight in enumerate(weights) for rank in range(weight)]
+    return tuple((choice, rank) for _, choice, rank in sorted(turns))
 
 
 def _chosen(lane: Lane, groups: Sequence[int]) -> tuple[Group, ...]:

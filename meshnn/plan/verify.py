@@ -10,13 +10,13 @@ from meshnn.plan.devices import DeviceInfo
 from meshnn.plan.outline import Model, Outline, outline
 from meshnn.plan.plan import Group, Lane, Plan, Stage
 from meshnn.plan.ranges import plan_memory
-from meshnn.plan.routes import cycle, deal, derive
+from meshnn.plan.routes import derive, way_count, ways
 
 # A plan beyond these is no plan anybody meant; they bound what a stranger's file can make us compute.
 SHARDS_MAX = 1024
 WEIGHT_MAX = 1000
 WINDOW_MAX = 1024
-WAYS_MAX = 4096
+WAYS_MAX = 256
 
 
 def check(
@@ -33,11 +33,10 @@ def check(
     _numbers(plan, model)
     for number, lane in enumerate(plan.lanes):
         _lane(f"lane {number}", lane, model)
-    if cycle(plan) > WAYS_MAX:
-        raise UsageError(f"the weights of lanes and groups make {cycle(plan)} ways, more than {WAYS_MAX}")
-    for ticket in range(cycle(plan)):
-        lane_number, groups = deal(plan, ticket)
-        derive(model, plan.lanes[lane_number], groups)
+    if way_count(plan) > WAYS_MAX:
+        raise UsageError(f"lanes and groups make {way_count(plan)} ways through the plan, more than {WAYS_MAX}")
+    for number, groups, _ in ways(plan):
+        derive(model, plan.lanes[number], groups)
     memory = plan_memory(model, plan)
     if devices is not None:
         _room(plan, memory, devices, memory_used_elsewhere or {})

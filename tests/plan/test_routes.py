@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -13,7 +14,7 @@ from meshnn.graph.card import Card
 from meshnn.plan import boxes
 from meshnn.plan.outline import outline
 from meshnn.plan.plan import Group, Lane, Plan, Stage
-from meshnn.plan.routes import ORIGIN, Give, Need, Source, cycle, deal, derive, gives, needs
+from meshnn.plan.routes import ORIGIN, Give, Need, Source, deal, derive, gives, needs, way_count, ways
 from tests.plan.cards import EPOCH, Op, card, chain, device, pipeline, shard
 
 A, B, C = device("a"), device("b"), device("c")
@@ -83,15 +84,19 @@ def replicas(weights: Sequence[Sequence[int]], lanes: Sequence[int]) -> Plan:
 
 
 def test_requests_are_dealt_by_weight() -> None:
-    """Over one cycle every lane and every group gets its weight's part of the requests."""
+    """Over 3 x 4 x 3 requests every way through the plan gets exactly its part of them."""
     plan = replicas([[1, 3], [2, 1]], [1, 2])
-    dealt = [deal(plan, ticket) for ticket in range(cycle(plan))]
-    count = len(dealt)
-    assert count == 36
-    assert sum(lane == 1 for lane, _ in dealt) * 3 == count * 2
-    assert sum(groups[0] == 1 for _, groups in dealt) * 4 == count * 3
-    assert sum(groups[1] == 0 for _, groups in dealt) * 3 == count * 2
-    assert deal(plan, count) == deal(plan, 0)
+    dealt = Counter(deal(plan, ticket) for ticket in range(36))
+    assert dealt == {(lane, groups): pytest.approx(36 * share) for lane, groups, share in ways(plan)}
+    assert len(dealt) == way_count(plan) == 8
+    assert deal(plan, 36) == deal(plan, 0)
+
+
+def test_turns_are_mixed_not_in_blocks() -> None:
+    """Weights of 700 and 300 are 7 and 3, and no lane waits for a whole block of the other."""
+    lanes = [deal(replicas([[1]], [700, 300]), ticket)[0] for ticket in range(10)]
+    assert lanes.count(1) == 3
+    assert max(len(run) for run in "".join(map(str, lanes)).split("1")) <= 3
 
 
 @st.composite
@@ -124,7 +129,7 @@ def test_every_need_is_filled_once_by_an_earlier_stage(given_: tuple[Card, Lane]
     sent = [(stage, part, give) for (stage, part), given_out in routes.gives.items() for give in given_out]
     assert sorted(reached, key=str) == sorted(sent, key=str)
     assert len(set(map(str, sent))) == len(sent)
-    for number, stage in enumerate(lane.stages):
-        assert [need.tensor for need in routes.needs[number, 0]] == list(model.fragment_inputs(stage.first, stage.last))
+    for number, entry in enumerate(lane.stages):
+        assert [need.tensor for need in routes.needs[number, 0]] == list(model.fragment_inputs(entry.first, entry.last))
         made = {give.tensor for give in routes.gives[number, 0]}
-        assert made == set(outline(model).fragment_outputs(stage.first, stage.last))
+        assert made == set(outline(model).fragment_outputs(entry.first, entry.last))

@@ -159,6 +159,8 @@ def test_epochs_follow_the_time_that_is_left() -> None:
     assert schedule.epochs_left(3, 10, 300.0, 60.0) == 5
     assert schedule.epochs_left(3, 10, 3000.0, 60.0) == 7
     assert schedule.epochs_left(3, 10, -5.0, 60.0) == 1
+    assert schedule.expected_epoch_s([]) is None
+    assert schedule.expected_epoch_s([900.0, 10.0, 20.0, 30.0, 40.0, 50.0]) == 30.0
 
 
 @given(speeds=st.lists(st.floats(20, 400), min_size=1, max_size=40), limit=st.floats(100, 8000))
@@ -414,7 +416,7 @@ def _trainings(folder: Path) -> tuple[Any, Any, Any]:
     training.train(through, recipe, material, material, folder, None, lambda *_: None)
     first = training.fresh(recipe, shape)
     training.run_epoch(first, recipe, material, 3, lambda step: None)
-    first.history.append({"epoch": 1.0})
+    first.history.append({"epoch": 1.0, "seconds": 1.0})
     training.save(first, folder / "checkpoint.pt")
     second = training.load(folder / "checkpoint.pt", recipe)
     training.train(second, recipe, material, material, folder, None, lambda *_: None)

@@ -18,7 +18,7 @@ def moved(images: Tensor, generator: torch.Generator) -> Tensor:
     draw = torch.rand(count, 6, generator=generator)
     mirror = torch.where(draw[:, 0] < 0.5, -1.0, 1.0)
     size = torch.exp(math.log(0.72) + draw[:, 1] * math.log(1.15 / 0.72))
-    aspect = torch.exp((draw[:, 2] - 0.5) * 2 * math.log(1.2))
+    aspect = torch.exp((draw[:, 2] - 0.5) * 2 * math.log(1.45))
     turn = (draw[:, 3] - 0.5) * 2 * math.radians(8)
     across, down = size * aspect.sqrt(), size / aspect.sqrt()
     room = (1 - size).abs() + 0.12

@@ -29,3 +29,9 @@ def epochs_left(done: int, planned: int, seconds_left: float | None, epoch_s: fl
 def advance(progress: float, epochs: int, steps: int) -> float:
     """How much one step adds to `progress` so that it reaches 1 after `epochs` epochs of `steps` steps."""
     return (1.0 - progress) / (epochs * steps)
+
+
+def expected_epoch_s(seconds: list[float]) -> float | None:
+    """How long the next epoch may take: the mean of the last five, since other work comes and goes; None before any."""
+    recent = seconds[-5:]
+    return sum(recent) / len(recent) if recent else None

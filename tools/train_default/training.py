@@ -17,7 +17,7 @@ from tools.train_default.augment import augmented, mixed
 from tools.train_default.layers import Floats
 from tools.train_default.network import Architecture, Network, normalised
 from tools.train_default.photos import PhotoSet
-from tools.train_default.schedule import advance, epochs_left, learning_rate
+from tools.train_default.schedule import advance, epochs_left, expected_epoch_s, learning_rate
 
 Report = Callable[[int, int, int, dict[str, float] | None], None]
 """Called after every step as (epoch, epochs planned, step, None), after an epoch with its figures."""
@@ -123,9 +123,9 @@ def train(
 
     `report(epoch, epochs, step, line)` is called after every step, with the epoch's figures after its last one.
     """
-    epoch_s = state.history[-1].get("seconds") if state.history else None
     while state.progress < 1.0 - 1e-9:
         left = None if finish_s is None else finish_s - time.monotonic()
+        epoch_s = expected_epoch_s([line["seconds"] for line in state.history])
         remaining = epochs_left(len(state.history), recipe.epochs, left, epoch_s)
         epoch, planned = len(state.history) + 1, len(state.history) + remaining
         started = time.monotonic()
@@ -133,9 +133,8 @@ def train(
         if remaining == 1:
             state.progress = 1.0
         top_1, top_5 = accuracy(state.averaged, check)
-        epoch_s = time.monotonic() - started
-        line = {"epoch": epoch, "loss": loss, "top_1": top_1, "top_5": top_5, "seconds": epoch_s}
-        line["progress"] = state.progress
+        line = {"epoch": epoch, "loss": loss, "top_1": top_1, "top_5": top_5, "progress": state.progress}
+        line["seconds"] = time.monotonic() - started
         state.history.append(line)
         save(state, folder / "checkpoint.pt")
         (folder / "history.json").write_text(json.dumps(state.history))

@@ -1,0 +1,61 @@
+"""A candidacy: one round of questions to the members of a view, and the order in which members stand."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+from meshnn.cluster.member import DeviceId, Member
+
+ROUND_S = 1.2
+RESEND_S = 0.3
+STORING_S = 10.0
+RANK_S = 0.3
+RANK_MAX = 8
+
+Stage = Literal["asking", "storing", "voting"]
+
+
+@dataclasses.dataclass(slots=True)
+class Candidacy:
+    """The pre-vote, the storing of the term, or the vote; `asked` is the view without the candidate."""
+
+    stage: Stage
+    term: int
+    asked: tuple[DeviceId, ...]
+    ends_at: float
+    resend_at: float
+    granted: set[DeviceId] = dataclasses.field(default_factory=set)
+    refused: set[DeviceId] = dataclasses.field(default_factory=set)
+
+    @property
+    def won(self) -> bool:
+        """Whether a majority of the view, the candidate included, said yes."""
+        return len(self.granted) + 1 >= (len(self.asked) + 1) // 2 + 1
+
+    @property
+    def silent(self) -> list[DeviceId]:
+        """Those who have not answered, in order."""
+        return [device for device in self.asked if device not in self.granted and device not in self.refused]
+
+    @property
+    def deadline(self) -> float | None:
+        """When something is due; storing may take long on a slow disk."""
+        return self.ends_at if self.stage == "storing" else min(self.resend_at, self.ends_at)
+
+
+def candidacy(stage: Stage, term: int, asked: tuple[DeviceId, ...], now: float) -> Candidacy:
+    """A fresh round."""
+    return Candidacy(stage, term, asked, now + ROUND_S, now + RESEND_S)
+
+
+def fitness(member: Member, age_s: float) -> tuple[bool, bool, int, str]:
+    """Sorts the fittest first: mains before battery, wired before wireless, long present, lower id."""
+    age = int(math.log2(max(age_s, 1.0)))
+    return (not member.capability.on_mains, not member.capability.wired, -age, member.device_id)
+
+
+def merit(view_size: int, age: int, device: DeviceId) -> tuple[int, int, str]:
+    """Sorts the better of two leaders first: larger view, then longer up, then lower id."""
+    return (-view_size, -age, device)

@@ -1,0 +1,104 @@
+"""The rumours waiting to be told: urgent first, least told first, each a bounded number of times."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from meshnn.cluster.member import DeviceId
+from meshnn.cluster.messages import Alive, Beat, Estimate, LoadRow, Rumour, subject_of
+
+RUMOURS_MAX = 64
+"""The most rumours in one message; the schema refuses more."""
+
+LOAD_TRANSMITS = 4
+"""Load is stale soon and anti-entropy repairs what is missed, so it is told less often than the rest."""
+
+_Key = tuple[DeviceId, int]
+
+
+@dataclasses.dataclass(slots=True)
+class _Entry:
+    rumour: Rumour
+    size: int
+    transmits: int
+    place: tuple[int, int]
+
+
+def priority_of(rumour: Rumour) -> int:
+    """0 for life and death, 1 for the leader's beat, 2 for rows, 3 for load."""
+    match rumour:
+        case LoadRow():
+            return 3
+        case Alive():
+            return 2
+        case Beat():
+            return 1
+        case _:
+            return 0
+
+
+def _slot_of(rumour: Rumour) -> int:
+    # What is newer about the same device and the same matter replaces the older.
+    return {LoadRow: 1, Beat: 2}.get(type(rumour), 0)
+
+
+class RumourQueue:
+    """A transmit-limited queue; entries lie in buckets by (priority, times told), so taking needs no sort."""
+
+    def __init__(self, estimate: Estimate) -> None:
+        self._estimate = estimate
+        self._entries: dict[_Key, _Entry] = {}
+        self._buckets: dict[tuple[int, int], dict[_Key, None]] = {}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def pressing(self) -> bool:
+        """Whether anything but load waits: load only rides along."""
+        return any(priority < 3 for priority, _ in self._buckets)
+
+    def add(self, rumour: Rumour, first: bool = False) -> None:
+        """Queue a rumour in place of an older one about the same matter; `first` puts it among the most urgent."""
+        key = (subject_of(rumour), _slot_of(rumour))
+        self._drop(key)
+        entry = _Entry(rumour, self._estimate(rumour), 0, (0 if first else priority_of(rumour), 0))
+        self._entries[key] = entry
+        self._buckets.setdefault(entry.place, {})[key] = None
+
+    def forget(self, device: DeviceId) -> None:
+        """Drop whatever waits about a device's state."""
+        self._drop((device, 0))
+
+    def take(self, budget_bytes: int, transmits: int, count_max: int = RUMOURS_MAX) -> tuple[Rumour, ...]:
+        """The rumours for one message of at most `budget_bytes`; each counts as told once more."""
+        taken: list[_Key] = []
+        for place in sorted(self._buckets):
+            for key in self._buckets[place]:
+                size = self._entries[key].size
+                if size <= budget_bytes and len(taken) < count_max:
+                    budget_bytes -= size
+                    taken.append(key)
+            if budget_bytes < 48 or len(taken) >= count_max:
+                break
+        rumours = tuple(self._entries[key].rumour for key in taken)
+        for key in taken:
+            self._told(key, transmits)
+        return rumours
+
+    def _told(self, key: _Key, transmits: int) -> None:
+        entry = self._entries[key]
+        self._drop(key)
+        entry.transmits += 1
+        if entry.transmits < (min(transmits, LOAD_TRANSMITS) if entry.place[0] == 3 else transmits):
+            entry.place = (entry.place[0], entry.transmits)
+            self._entries[key] = entry
+            self._buckets.setdefault(entry.place, {})[key] = None
+
+    def _drop(self, key: _Key) -> None:
+        entry = self._entries.pop(key, None)
+        if entry is not None:
+            bucket = self._buckets[entry.place]
+            del bucket[key]
+            if not bucket:
+                del self._buckets[entry.place]

@@ -1,0 +1,156 @@
+"""The table of members: one row per device, this one included, with tombstones of the dead."""
+
+from __future__ import annotations
+
+import hashlib
+import types
+import zlib
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from meshnn.cluster.effects import MemberChanged
+from meshnn.cluster.member import Address, DeviceId, Member, MemberState
+from meshnn.cluster.messages import BUCKETS, Dead, Rumour, Suspect
+from meshnn.cluster.timing import TOMBSTONE_S, Timing, timing_for
+
+ROWS_MAX = 4096
+"""The most rows kept: a bound against floods, four times the largest mesh designed for."""
+
+
+class Roster:
+    """The rows, their order and their snapshots; whoever changes a row calls `put`, and `changes` tells the story."""
+
+    def __init__(self, me: Member, now: float) -> None:
+        self.me = me.device_id
+        self.changes: list[MemberChanged] = []
+        self._rows: dict[DeviceId, Member] = {me.device_id: me}
+        self._since: dict[DeviceId, float] = {me.device_id: now}
+        self._heard: dict[DeviceId, float] = {}
+        self._usable: tuple[DeviceId, ...] | None = None
+        self._snapshot: Mapping[DeviceId, Member] | None = None
+
+    @property
+    def mine(self) -> Member:
+        """This device's own row."""
+        return self._rows[self.me]
+
+    @property
+    def usable(self) -> tuple[DeviceId, ...]:
+        """The ids of ALIVE and SUSPECT members, sorted."""
+        if self._usable is None:
+            self._usable = tuple(sorted(device for device, row in self._rows.items() if row.usable))
+        return self._usable
+
+    @property
+    def others(self) -> tuple[DeviceId, ...]:
+        """The usable members without this device, sorted."""
+        return tuple(device for device in self.usable if device != self.me)
+
+    @property
+    def snapshot(self) -> Mapping[DeviceId, Member]:
+        """All rows, the dead and departed too, by id in order; does not change afterwards."""
+        if self._snapshot is None:
+            self._snapshot = types.MappingProxyType({device: self._rows[device] for device in sorted(self._rows)})
+        return self._snapshot
+
+    @property
+    def timing(self) -> Timing:
+        """The parameters for the mesh of this size."""
+        return timing_for(len(self.usable))
+
+    def get(self, device: DeviceId) -> Member | None:
+        """The row of a device, or None."""
+        return self._rows.get(device)
+
+    def live(self, device: DeviceId) -> Member | None:
+        """The row of a device where it is usable, else None."""
+        row = self._rows.get(device)
+        return row if row is not None and row.usable else None
+
+    @property
+    def full(self) -> bool:
+        """Whether no further device can be admitted."""
+        return len(self._rows) >= ROWS_MAX
+
+    def put(self, row: Member, now: float) -> None:
+        """Store a row; a change of state or life starts its `since` anew."""
+        before = self._rows.get(row.device_id)
+        self._rows[row.device_id] = row
+        self._snapshot = None
+        if before is None or before.state is not row.state or before.boot_id != row.boot_id:
+            self._usable = None
+            if before is None or before.usable != row.usable or before.boot_id != row.boot_id:
+                self._since[row.device_id] = now
+        if before is not None and before.boot_id != row.boot_id:
+            self._heard.pop(row.device_id, None)
+        if before is None or msgspec.structs.replace(before, load=row.load) != row:
+            self.changes.append(MemberChanged(before, row))
+
+    def mark(self, row: Member, state: MemberState, now: float) -> None:
+        """Store a row in another state."""
+        self.put(msgspec.structs.replace(row, state=state), now)
+
+    def since(self, device: DeviceId) -> float:
+        """When the device's present life became usable here, or when it ceased to be."""
+        return self._since.get(device, 0.0)
+
+    def hear(self, device: DeviceId, now: float) -> None:
+        """Note that something came directly from a device."""
+        self._heard[device] = now
+
+    def heard_at(self, device: DeviceId) -> float | None:
+        """When something last came directly from this life of the device."""
+        return self._heard.get(device)
+
+    def dead(self) -> list[Member]:
+        """The tombstones of devices that died (not of those that left), in order."""
+        return [row for row in self.snapshot.values() if row.state is MemberState.DEAD]
+
+    def recently_dead(self, now: float, within_s: float) -> list[DeviceId]:
+        """The devices buried in the last `within_s` seconds, in order."""
+        return [row.device_id for row in self.dead() if now - self._since[row.device_id] <= within_s]
+
+    def holds_usable(self, address: Address) -> bool:
+        """Whether a usable member, this device included, listens at the address."""
+        return any(row.usable and row.address == address for row in self._rows.values())
+
+    def accusation(self, device: DeviceId) -> Rumour | None:
+        """What this device holds against another, as a rumour it can refute; None where nothing."""
+        row = self._rows.get(device)
+        if row is None or row.state is MemberState.ALIVE or row.state is MemberState.LEFT:
+            return None
+        kind = Suspect if row.state is MemberState.SUSPECT else Dead
+        return kind(device, row.incarnation, self.me)
+
+    def expire(self, now: float) -> None:
+        """Forget tombstones older than a day."""
+        for device, row in self.snapshot.items():
+            if not row.usable and device != self.me and now - self._since[device] >= TOMBSTONE_S:
+                del self._rows[device]
+                self._since.pop(device, None)
+                self._heard.pop(device, None)
+                self._snapshot = None
+                self.changes.append(MemberChanged(row, None))
+
+    def digest(self) -> tuple[int, ...]:
+        """One hash per bucket over the usable rows, equal where two tables agree."""
+        hashes = [0] * BUCKETS
+        for device in self.usable:
+            hashes[bucket_of(device)] ^= _row_hash(self._rows[device])
+        return tuple(hashes)
+
+    def rows_in(self, buckets: Iterable[int]) -> list[Member]:
+        """All rows of the buckets, tombstones too, in order."""
+        wanted = frozenset(buckets)
+        return [row for device, row in self.snapshot.items() if bucket_of(device) in wanted]
+
+
+def bucket_of(device: DeviceId) -> int:
+    """The anti-entropy bucket of a device."""
+    return zlib.crc32(device.encode()) % BUCKETS
+
+
+def _row_hash(row: Member) -> int:
+    facts = (row.device_id, row.boot_id, row.incarnation, row.state.value, row.version, row.load.version)
+    return int.from_bytes(hashlib.blake2b(repr(facts).encode(), digest_size=4).digest())

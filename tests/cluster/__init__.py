@@ -1,0 +1,1 @@
+"""Tests of the membership and the election."""

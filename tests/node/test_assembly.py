@@ -1,0 +1,336 @@
+"""The assembly: slices in any order become whole inputs, once, within bounds; what is over frees what it held."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from meshnn.errors import BusyError, PeerError
+from meshnn.node.assembly import REMEMBER_LIMIT, Arrival, Assembly, Complete, Key, Target
+from meshnn.node.slices import Array, Passage, Piece
+from meshnn.plan.boxes import Box, whole
+from meshnn.plan.messages import StageTime
+from meshnn.plan.plan import Epoch
+from meshnn.plan.routes import ORIGIN, Need, Source
+from tests.node.shelf import A, B, C, life
+
+LIMIT_BYTES = 1_000_000
+SHAPE = (1, 4, 6, 2)
+WHOLE = np.arange(48, dtype=np.float32).reshape(SHAPE)
+
+
+def passage(request: str = "r1", attempt: int = 1) -> Passage:
+    """An attempt of device A."""
+    return Passage(request, attempt, "cat", Epoch(1, A, 1), A, life(A), 0, (0, 0))
+
+
+def key(request: str = "r1", attempt: int = 1, stage: int = 1) -> Key:
+    """The inputs of shard (stage, 0)."""
+    return Key(passage(request, attempt), stage, 0)
+
+
+def target(*needs: Need, limit: int = 4, dtype: str = "float32") -> Target:
+    """What these needs say."""
+    return Target(needs, {need.tensor: dtype for need in needs}, limit)
+
+
+def one(tensor: int = 7, source: tuple[int, int] = (0, 0)) -> Need:
+    """A whole tensor from one shard."""
+    return Need(tensor, whole(SHAPE), (Source(*source, whole(SHAPE)),))
+
+
+def rows(*edges: int, tensor: int = 7) -> Need:
+    """A whole tensor in bands of rows, one from each part of stage 0."""
+    bands = [((0, 1), (low, high), (0, 6), (0, 2)) for low, high in itertools.pairwise(edges)]
+    return Need(tensor, whole(SHAPE), tuple(Source(0, part, band) for part, band in enumerate(bands)))
+
+
+def cut(need: Need, part: int, array: Array = WHOLE) -> Arrival:
+    """What part `part` of stage 0 sends for a need."""
+    boxes = [source.box for source in need.sources if (source.stage, source.part) == (0, part)]
+    pieces = tuple(Piece(need.tensor, box, array[tuple(slice(*extent) for extent in box)]) for box in boxes)
+    return Arrival((0, part), pieces, sum(piece.array.nbytes for piece in pieces))
+
+
+def test_single_slice_is_used_where_it_was_received() -> None:
+    """One slice that is the whole tensor is not copied."""
+    assembly = Assembly(LIMIT_BYTES)
+    done = assembly.add(key(), target(one()), cut(one(), 0), 10.0, 0.0)
+    assert isinstance(done, Complete)
+    assert np.shares_memory(done.tensors[7], WHOLE)
+    assert (done.received_bytes, done.deadline) == (WHOLE.nbytes, 10.0)
+
+
+def test_bands_are_placed_by_their_boxes() -> None:
+    """Two bands in the wrong order make the tensor; before the second nothing fires."""
+    assembly, need = Assembly(LIMIT_BYTES), rows(0, 1, 4)
+    assert assembly.add(key(), target(need), cut(need, 1), 10.0, 0.0) is None
+    done = assembly.add(key(), target(need), cut(need, 0), 10.0, 0.0)
+    assert done is not None
+    assert np.array_equal(done.tensors[7], WHOLE)
+
+
+def test_need_may_be_a_part_of_the_tensor() -> None:
+    """A need that begins inside the whole tensor is filled relative to its own corner."""
+    box: Box = ((0, 1), (1, 3), (0, 6), (0, 2))
+    halves = (((0, 1), (1, 2), (0, 6), (0, 2)), ((0, 1), (2, 3), (0, 6), (0, 2)))
+    need = Need(7, box, (Source(0, 0, halves[0]), Source(0, 1, halves[1])))
+    assembly = Assembly(LIMIT_BYTES)
+    assembly.add(key(), target(need), cut(need, 0), 10.0, 0.0)
+    done = assembly.add(key(), target(need), cut(need, 1), 10.0, 0.0)
+    assert done is not None
+    assert np.array_equal(done.tensors[7], WHOLE[:, 1:3])
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_sums_are_added_in_shard_order(order: tuple[int, ...]) -> None:
+    """Partial sums give the same bytes in whatever order they arrive."""
+    need = Need(7, ((0, 3),), tuple(Source(0, part, ((0, 3),)) for part in range(3)), sums=True)
+    addends = [np.array([1e8, 1.0, 3.0], np.float32), np.array([1.0, -1e8, 3.0], np.float32)]
+    addends.append(np.array([-1e8, 1e8, 3.0], np.float32))
+    assembly, done = Assembly(LIMIT_BYTES), None
+    for part in order:
+        arrival = Arrival((0, part), (Piece(7, ((0, 3),), addends[part]),))
+        done = assembly.add(key(), target(need), arrival, 10.0, 0.0)
+    assert done is not None
+    assert done.tensors[7].tobytes() == ((addends[0] + addends[1]) + addends[2]).tobytes()
+
+
+def test_several_tensors_from_several_stages() -> None:
+    """A shard fires when all of its tensors are whole, a skip from further back included."""
+    needs = (one(7, (0, 0)), one(3, (ORIGIN, 0)))
+    assembly = Assembly(LIMIT_BYTES)
+    assert assembly.add(key(), target(*needs), cut(needs[0], 0), 10.0, 0.0) is None
+    late = Arrival((ORIGIN, 0), (Piece(3, whole(SHAPE), WHOLE),))
+    done = assembly.add(key(), target(*needs), late, 10.0, 0.0)
+    assert done is not None
+    assert sorted(done.tensors) == [3, 7]
+
+
+def test_shard_that_reads_nothing_fires_when_the_origin_says_so() -> None:
+    """Without needs an empty slice from the origin is the whole input."""
+    done = Assembly(LIMIT_BYTES).add(key(), target(), Arrival((ORIGIN, 0), ()), 10.0, 0.0)
+    assert done is not None
+    assert done.tensors == {}
+
+
+def test_duplicates_are_dropped_before_and_after_firing() -> None:
+    """The same slice twice neither fires twice nor counts twice."""
+    assembly, need = Assembly(LIMIT_BYTES), rows(0, 2, 4)
+    for _ in range(2):
+        assert assembly.add(key(), target(need), cut(need, 0), 10.0, 0.0) is None
+    held = assembly.held_bytes
+    assert assembly.add(key(), target(need), cut(need, 1), 10.0, 0.0) is not None
+    assert assembly.add(key(), target(need), cut(need, 1), 10.0, 0.0) is None
+    assembly.finish(key())
+    assert assembly.add(key(), target(need), cut(need, 1), 10.0, 0.0) is None
+    assert (held, assembly.held_bytes) == (WHOLE.nbytes, 0)
+
+
+def test_times_of_all_branches_are_kept_once() -> None:
+    """What earlier stages took comes along every branch; each shard stands once in the answer."""
+    first, second = StageTime(0, 0, B, 1.0, 5), StageTime(0, 1, C, 2.0, 5)
+    need = rows(0, 2, 4)
+    assembly = Assembly(LIMIT_BYTES)
+    assembly.add(key(), target(need), dataclasses.replace(cut(need, 1), times=(first, second)), 10.0, 0.0)
+    done = assembly.add(key(), target(need), dataclasses.replace(cut(need, 0), times=(first,)), 10.0, 0.0)
+    assert done is not None
+    assert done.times == (first, second)
+
+
+def test_cancel_frees_and_what_comes_later_is_dropped() -> None:
+    """A cancelled attempt gives its bytes back at once; its late slices find nothing to join."""
+    assembly, need = Assembly(LIMIT_BYTES), rows(0, 2, 4)
+    assembly.add(key(), target(need), cut(need, 0), 10.0, 0.0)
+    assembly.cancel(A, "r1", 1, 0.0)
+    assert (assembly.held_bytes, assembly.keys, assembly.in_flight(Epoch(1, A, 1))) == (0, (), 0)
+    assert assembly.add(key(), target(need), cut(need, 1), 10.0, 0.0) is None
+    assert assembly.superseded(key())
+    assert not assembly.superseded(key(attempt=2))
+    assert assembly.add(key(attempt=2), target(one()), cut(one(), 0), 10.0, 0.0) is not None
+
+
+def test_cancel_concerns_one_request_of_one_origin() -> None:
+    """Another origin's request of the same name, and another request, go on."""
+    assembly, need = Assembly(LIMIT_BYTES), rows(0, 2, 4)
+    assembly.add(key("r2"), target(need), cut(need, 0), 10.0, 0.0)
+    assembly.cancel(B, "r2", 9, 0.0)
+    assembly.cancel(A, "r1", 9, 0.0)
+    assert assembly.add(key("r2"), target(need), cut(need, 1), 10.0, 0.0) is not None
+
+
+def test_running_attempt_keeps_its_place_until_it_is_finished() -> None:
+    """Memory in use is not given away because the attempt was cancelled meanwhile."""
+    assembly = Assembly(LIMIT_BYTES)
+    assembly.add(key(), target(one()), cut(one(), 0), 10.0, 0.0)
+    assembly.cancel(A, "r1", 1, 0.0)
+    assert assembly.held_bytes == WHOLE.nbytes
+    for _ in range(2):
+        assembly.finish(key())
+    assert assembly.held_bytes == 0
+    assert not assembly.keys
+
+
+def test_window_is_kept_and_freed() -> None:
+    """No more attempts inside than the target's limit; a finished one makes room."""
+    assembly = Assembly(LIMIT_BYTES)
+    assert assembly.add(key("r1"), target(one(), limit=1), cut(one(), 0), 10.0, 0.0) is not None
+    with pytest.raises(BusyError):
+        assembly.add(key("r2"), target(one(), limit=1), cut(one(), 0), 10.0, 0.0)
+    assembly.finish(key("r1"))
+    assert assembly.add(key("r2"), target(one(), limit=1), cut(one(), 0), 10.0, 0.0) is not None
+
+
+def test_second_slice_of_an_attempt_inside_is_taken_in_a_full_window() -> None:
+    """The limit counts attempts, not slices: what has begun can complete."""
+    assembly, need = Assembly(LIMIT_BYTES), rows(0, 2, 4)
+    assembly.add(key(), target(need, limit=1), cut(need, 0), 10.0, 0.0)
+    assert assembly.add(key(), target(need, limit=1), cut(need, 1), 10.0, 0.0) is not None
+
+
+def test_bytes_are_bounded() -> None:
+    """Over the limit nothing is placed and nothing counted."""
+    assembly = Assembly(WHOLE.nbytes)
+    assembly.add(key("r1"), target(one()), cut(one(), 0), 10.0, 0.0)
+    with pytest.raises(BusyError):
+        assembly.add(key("r2"), target(one()), cut(one(), 0), 10.0, 0.0)
+    assert assembly.held_bytes == WHOLE.nbytes
+    assert not assembly.has_room(key("r3"), 4, 1)
+
+
+def test_deadline_frees_what_never_completed() -> None:
+    """Entries of an origin that died go with their deadline; complete ones are left to `finish`."""
+    assembly, need = Assembly(LIMIT_BYTES), rows(0, 2, 4)
+    assembly.add(key("r1"), target(need), cut(need, 0), 10.0, 0.0)
+    assembly.add(key("r2"), target(one()), cut(one(), 0), 5.0, 0.0)
+    assert assembly.deadline == 10.0
+    assert assembly.expire(9.9) == ()
+    assert assembly.expire(10.0) == (key("r1"),)
+    assert (assembly.deadline, assembly.keys) == (math.inf, (key("r2"),))
+    assert assembly.add(key("r3"), target(one()), cut(one(), 0), 10.0, 10.0) is None
+
+
+def test_origins_of_another_life_are_dropped() -> None:
+    """What a restarted origin began before is freed."""
+    assembly, need = Assembly(LIMIT_BYTES), rows(0, 2, 4)
+    assembly.add(key(), target(need), cut(need, 0), 10.0, 0.0)
+    assembly.drop_origin(B)
+    assert assembly.held_bytes > 0
+    assembly.drop_origin(A)
+    assert (assembly.keys, assembly.held_bytes) == ((), 0)
+
+
+def test_memory_of_what_is_over_is_bounded() -> None:
+    """Ten thousand cancelled requests are not remembered for ever, nor the old ones after their time."""
+    assembly = Assembly(LIMIT_BYTES)
+    for number in range(REMEMBER_LIMIT + 10):
+        assembly.cancel(A, f"r{number}", 1, 0.0)
+    assert not assembly.superseded(key("r0"))
+    assert assembly.superseded(key(f"r{REMEMBER_LIMIT + 9}"))
+    assembly.cancel(A, "later", 1, 1000.0)
+    assert not assembly.superseded(key(f"r{REMEMBER_LIMIT + 9}"))
+
+
+@pytest.mark.parametrize(
+    "arrival",
+    [
+        Arrival((4, 0), (Piece(7, whole(SHAPE), WHOLE),)),
+        Arrival((0, 0), ()),
+        Arrival((0, 0), (Piece(8, whole(SHAPE), WHOLE),)),
+        Arrival((0, 0), (Piece(7, whole(SHAPE), WHOLE), Piece(7, whole(SHAPE), WHOLE))),
+        Arrival((0, 0), (Piece(7, ((0, 1), (0, 2), (0, 6), (0, 2)), WHOLE[:, :2]),)),
+        Arrival((0, 0), (Piece(7, whole(SHAPE), WHOLE.astype(np.int8)),)),
+        Arrival((0, 0), (Piece(7, whole(SHAPE), WHOLE.reshape(4, 12)),)),
+    ],
+    ids=["stranger", "nothing", "tensor", "twice", "box", "dtype", "shape"],
+)
+def test_slices_that_the_plan_does_not_say_are_refused(arrival: Arrival) -> None:
+    """A peer cannot write anywhere but where its own slices belong, and nothing is kept of the attempt to."""
+    assembly = Assembly(LIMIT_BYTES)
+    with pytest.raises(PeerError):
+        assembly.add(key(), target(one()), arrival, 10.0, 0.0)
+    assert (assembly.keys, assembly.held_bytes) == ((), 0)
+
+
+@given(
+    st.lists(st.integers(1, 7), max_size=4),
+    st.lists(st.integers(1, 4), max_size=3),
+    st.randoms(use_true_random=False),
+    st.integers(1, 3),
+)
+def test_any_grid_in_any_order_makes_the_tensor(
+    row_cuts: list[int], column_cuts: list[int], order: random.Random, parts: int
+) -> None:
+    """A tensor cut into any grid, its cells dealt to any parts, arriving in any order with duplicates: every byte."""
+    tensor = np.arange(8 * 5 * 3, dtype=np.int16).reshape(8, 5, 3)
+    cells = [
+        ((low, high), (left, right), (0, 3))
+        for low, high in _spans(row_cuts, 8)
+        for left, right in _spans(column_cuts, 5)
+    ]
+    need = Need(7, whole((8, 5, 3)), tuple(Source(0, number % parts, cell) for number, cell in enumerate(cells)))
+    arrivals = [cut(need, part, tensor) for part in range(min(parts, len(cells)))] * 2
+    order.shuffle(arrivals)
+    assembly = Assembly(LIMIT_BYTES)
+    fired = [assembly.add(key(), target(need, dtype="int16"), arrival, 10.0, 0.0) for arrival in arrivals]
+    whole_ones = [done for done in fired if done is not None]
+    assert len(whole_ones) == 1
+    assert np.array_equal(whole_ones[0].tensors[7], tensor)
+    assert whole_ones[0].received_bytes == tensor.nbytes
+    assembly.finish(key())
+    assert (assembly.held_bytes, assembly.in_flight(Epoch(1, A, 1))) == (0, 0)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sampled_from(["add", "cancel", "finish", "expire", "drop"]),
+        st.integers(0, 3),
+        st.integers(1, 3),
+        st.integers(0, 1),
+    ),
+    max_size=60,
+)
+
+
+@given(STEPS)
+def test_whatever_happens_the_books_balance(steps: list[tuple[str, int, int, int]]) -> None:
+    """Any order of slices, cancels, finishes and time: bounds hold, nothing fires twice, all is free in the end."""
+    assembly, need, now = Assembly(4 * WHOLE.nbytes), rows(0, 2, 4), 0.0
+    fired: set[Key] = set()
+    for step, request, attempt, part in steps:
+        now += 0.1
+        slot = key(f"r{request}", attempt)
+        if step == "add":
+            try:
+                if assembly.add(slot, target(need, limit=3), cut(need, part), now + 2.0, now) is not None:
+                    assert slot not in fired
+                    fired.add(slot)
+            except BusyError:
+                assert len(assembly.keys) == 3 or assembly.held_bytes + WHOLE.nbytes > 4 * WHOLE.nbytes
+        elif step == "cancel":
+            assembly.cancel(A, f"r{request}", attempt, now)
+        elif step == "finish":
+            assembly.finish(slot)
+        elif step == "expire":
+            assembly.expire(now)
+        else:
+            assembly.drop(slot)
+        assert assembly.held_bytes <= 4 * WHOLE.nbytes
+        assert len(assembly.keys) <= 3
+    assembly.expire(now + 10.0)
+    for slot in fired:
+        assembly.finish(slot)
+    assert (assembly.keys, assembly.held_bytes, assembly.in_flight(Epoch(1, A, 1))) == ((), 0, 0)
+
+
+def _spans(cuts: list[int], size: int) -> list[tuple[int, int]]:
+    """The intervals between cuts of an axis."""
+    edges = sorted({0, size, *(cut_at for cut_at in cuts if cut_at < size)})
+    return list(itertools.pairwise(edges))
