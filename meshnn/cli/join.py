@@ -23,7 +23,7 @@ from meshnn.config import load
 @click.option("--interface", help="The one address to use, e.g. 127.0.0.1 (default: every interface).")
 @click.option("--port", help="Peers' port (default: 7766 or the next free one).")
 @click.option("--http-port", help="Port of the HTTP API on this machine (default: 7767 or the next free one).")
-@click.option("--log-level", help="debug, info, warning or error (default: info).")
+@click.option("--log", help="debug, info, warning or error (default: info).")
 @click.option("--config", help="A TOML file with these settings.")
 def command(**flags: object) -> int:
     """Join the mesh: nothing to configure.

@@ -29,7 +29,7 @@ PORTS_TRIED = 200
 HTTP_HOST = "127.0.0.1"
 STOP_S = 5.0
 
-_log = logger("daemon")
+_log = logger(__name__)
 
 
 def listen_http(port: int | None) -> socket.socket:

@@ -13,7 +13,7 @@ from meshnn.telemetry import logger
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_log = logger("http")
+_log = logger(__name__)
 
 
 @web.middleware

@@ -68,7 +68,7 @@ class FramedStream(asyncio.BufferedProtocol):
         """Hands every frame that is now whole to the owner of the moment."""
         self.heard_at = self._loop.time()
         try:
-            for frame in self._parser.buffer_updated(nbytes):
+            for frame in self._parser.feed(nbytes):
                 if self._evidence is not None or self.owner is None:
                     return
                 self.owner.received(frame)

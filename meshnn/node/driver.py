@@ -49,7 +49,7 @@ LOAD_EVERY_S = 5.0
 PEERS_EVERY_S = 5.0
 PEERS_MAX = 64
 
-_log = logger("node")
+_log = logger(__name__)
 
 TransportMaker = Callable[[Identity, Hello, Switchboard], Transport]
 

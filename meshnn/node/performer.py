@@ -46,7 +46,7 @@ from meshnn.plan.messages import CutDone, CutFailed
 from meshnn.plan.plan import Recipe
 from meshnn.telemetry import logger
 
-_log = logger("node")
+_log = logger(__name__)
 
 
 class Edge(Protocol):

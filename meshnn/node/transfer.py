@@ -23,7 +23,7 @@ SILENCE_S = 10.0
 SERVED_MAX = 8
 ROUNDS_MAX = 3
 
-_log = logger("transfer")
+_log = logger(__name__)
 
 
 @dataclass(slots=True)

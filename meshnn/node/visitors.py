@@ -20,7 +20,7 @@ INPUT_BYTES_MAX = 64 << 20
 DEADLINE_MAX_S = 600.0
 SEND_S = 30.0
 
-_log = logger("visitors")
+_log = logger(__name__)
 
 
 class Visitors:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from meshnn.errors import PeerError
 
@@ -93,7 +93,14 @@ class FrameParser:
         return memoryview(self._scratch)[self._filled :]
 
     def buffer_updated(self, size_bytes: int) -> list[Frame]:
-        """The frames completed by `size_bytes` written into the last `get_buffer`. Raises PeerError on garbage."""
+        """All frames completed by `size_bytes` written into the last `get_buffer`. Raises PeerError on garbage."""
+        return list(self.feed(size_bytes))
+
+    def feed(self, size_bytes: int) -> Iterator[Frame]:
+        """The frames completed by `size_bytes`, each given out before the next one is offered to `admit`.
+
+        So whoever admits has taken what it admitted before, and its bounds hold. Raises PeerError on garbage.
+        """
         if self._broken is not None:
             raise self._broken
         frames: list[Frame] = []
@@ -101,16 +108,19 @@ class FrameParser:
             self._missing_bytes -= size_bytes
             if not self._missing_bytes:
                 self._finish(frames)
-            return frames
+            yield from frames
+            return
         self._filled += size_bytes
-        try:
-            while self._step(frames):
-                pass
-        except PeerError as error:
-            self._broken = error
-            raise
+        more = True
+        while more:
+            try:
+                more = self._step(frames)
+            except PeerError as error:
+                self._broken = error
+                raise
+            yield from frames
+            frames.clear()
         self._compact()
-        return frames
 
     def _step(self, frames: list[Frame]) -> bool:
         """Takes one part out of the scratch; False where more bytes are needed."""

@@ -11,7 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
+from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import PeerError
+from meshnn.plan.messages import Activate
+from meshnn.plan.plan import Epoch, Group, Lane, Plan, PlanSet, Shard, Stage
 from meshnn.wire.codec import DEPTH_LIMIT, ITEMS_LIMIT, MESSAGE_LIMIT_BYTES, Codec, Scan, Unknown, load
 
 
@@ -185,6 +188,17 @@ def test_the_schema_is_closed(value: object) -> None:
     """Anything but the array of tag and well-typed fields is refused."""
     with pytest.raises(PeerError):
         CODEC.decode(cbor2.dumps(value))
+
+
+def test_the_deepest_message_passes() -> None:
+    """A plan with its contingencies, deep inside the message that activates it, is within the depth limit."""
+    boot, device = BootId("0" * 16), DeviceId("a" * 26)
+    shard = Shard(device, boot)
+    epoch = Epoch(1, device, 1)
+    plan = Plan(epoch, "model", "f" * 64, (Lane((Stage(0, 3, (Group((shard,)),)),)),))
+    message = Activate(PlanSet(plan, (plan,)), (epoch,))
+    codec = Codec((Activate,))
+    assert codec.decode(codec.encode(message)) == message
 
 
 def test_messages_of_a_newer_version_are_told_apart() -> None:
