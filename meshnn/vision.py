@@ -85,9 +85,10 @@ def read_photo(data: bytes, name: str) -> Photo:
 
 @functools.cache
 def _bound_pillow() -> None:
-    """Set Pillow's own bound, which also holds for images inside images, and silence its warning half way to it."""
+    """Set Pillow's own bound, which also holds for images inside images, and silence its remarks on odd files."""
     Image.MAX_IMAGE_PIXELS = PIXELS_MAX // 2
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _upright(photo: Photo) -> Photo:

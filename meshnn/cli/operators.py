@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import msgspec
 
+from meshnn.device.mapping import mapped
 from meshnn.device.part import digest_of_file
 from meshnn.device.trial import attempt
-from meshnn.errors import ModelError
 from meshnn.graph.card import Card, CardTensor
 
 CUTS_SHOWN = 8
@@ -17,15 +17,11 @@ CUTS_SHOWN = 8
 
 def card_of_file(path: Path) -> Card:
     """The card of a model file, its shapes as the runtime reports them; ModelError."""
-    import numpy as np
-
     from meshnn.graph.describe import card_of
     from meshnn.graph.reader import read
     from meshnn.graph.shapes import with_shapes
 
-    if path.stat().st_size == 0:
-        raise ModelError(f"{path} is empty")
-    graph = read(np.memmap(path, dtype=np.uint8, mode="r"), name=path.stem)
+    graph = read(mapped(path), name=path.stem)
     return card_of(with_shapes(graph, attempt(path).shapes), digest_of_file(path), path.stat().st_size, path.stem)
 
 

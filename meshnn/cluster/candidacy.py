@@ -19,11 +19,16 @@ Stage = Literal["asking", "storing", "voting"]
 
 @dataclasses.dataclass(slots=True)
 class Candidacy:
-    """The pre-vote, the storing of the term, or the vote; `asked` is the view without the candidate."""
+    """The pre-vote, the storing of the term, or the vote; `asked` is the view without the candidate.
+
+    `needed` yeses beside the candidate's own are a majority of the members that nobody suspects.
+    """
 
     stage: Stage
     term: int
     asked: tuple[DeviceId, ...]
+    needed: int
+    begun_at: float
     ends_at: float
     resend_at: float
     granted: set[DeviceId] = dataclasses.field(default_factory=set)
@@ -31,8 +36,8 @@ class Candidacy:
 
     @property
     def won(self) -> bool:
-        """Whether a majority of the view, the candidate included, said yes."""
-        return len(self.granted) + 1 >= (len(self.asked) + 1) // 2 + 1
+        """Whether enough said yes."""
+        return len(self.granted) >= self.needed
 
     @property
     def silent(self) -> list[DeviceId]:
@@ -45,9 +50,9 @@ class Candidacy:
         return self.ends_at if self.stage == "storing" else min(self.resend_at, self.ends_at)
 
 
-def candidacy(stage: Stage, term: int, asked: tuple[DeviceId, ...], now: float) -> Candidacy:
-    """A fresh round."""
-    return Candidacy(stage, term, asked, now + ROUND_S, now + RESEND_S)
+def candidacy(stage: Stage, term: int, asked: tuple[DeviceId, ...], trusted: int, now: float) -> Candidacy:
+    """A fresh round in a view of `trusted` ALIVE members, the candidate included."""
+    return Candidacy(stage, term, asked, trusted // 2, now, now + ROUND_S, now + RESEND_S)
 
 
 def fitness(member: Member, age_s: float) -> tuple[bool, bool, int, str]:

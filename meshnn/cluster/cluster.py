@@ -41,16 +41,14 @@ class Cluster:
         self._load = LoadGate(me.load, rng)
         self._gone = False
         self._started = False
+        self._deadline: float | None = None
 
     # -- what is known --
 
     @property
     def deadline(self) -> float | None:
         """When `on_deadline` must be called next; None before the start and after leaving."""
-        if self._gone or not self._started:
-            return None
-        parts = (self._membership.deadline, self._election.deadline, self._load.deadline)
-        return min((at for at in parts if at is not None), default=None)
+        return self._deadline
 
     @property
     def members(self) -> Mapping[DeviceId, Member]:
@@ -201,18 +199,16 @@ class Cluster:
         if not self._awake(now):
             return []
         self._membership.leave(now)
-        effects = self._settle(now)
         self._gone = True
-        return effects
+        return self._settle(now)
 
     # -- inside --
 
     def _awake(self, now: float) -> bool:
         """R2 at every door: an overdue deadline means that this device slept."""
-        deadline = self.deadline
-        if deadline is not None and now - deadline > STALL_S:
+        if self._deadline is not None and now - self._deadline > STALL_S:
             self._membership.on_stall(now)
-            self._election.on_stall(now - deadline, now)
+            self._election.on_stall(now - self._deadline, now)
         return self._started and not self._gone
 
     def _beats(self, rumours: tuple[Rumour, ...], now: float) -> None:
@@ -224,6 +220,9 @@ class Cluster:
         load = self._load.due(now)
         if load is not None:
             self._membership.set_load(load, now, self.leader)
+        silent, self._election.unanswered = self._election.unanswered, []
+        for device in silent:
+            self._membership.judge.accuse(device, now)
         changes, self._roster.changes = self._roster.changes, []
         for change in changes:
             before, after = change.before, change.after
@@ -231,4 +230,9 @@ class Cluster:
                 self._election.on_new_life(after.device_id, now)
         if self._roster.mine.state is not MemberState.LEFT:
             self._election.on_view(now)
+        self._deadline = None if self._gone else self._due()
         return [*changes, *self._post.drain()]
+
+    def _due(self) -> float | None:
+        parts = (self._membership.deadline, self._election.deadline, self._load.deadline)
+        return min((at for at in parts if at is not None), default=None)

@@ -28,6 +28,7 @@ class Election:
         self, roster: Roster, post: Post, term: int, voted_for: DeviceId | None, rng: random.Random, now: float
     ) -> None:
         self.leader: DeviceId | None = None
+        self.unanswered: list[DeviceId] = []
         self._term = term
         self._leader_term = term
         self._announced: tuple[DeviceId | None, int] = (None, -1)
@@ -211,7 +212,7 @@ class Election:
         if self._candidacy is None and self._owed is None:
             self._begin("asking", self._next_term(), now)
 
-    def _step_down(self, now: float, wait_s: float = QUORUM_S) -> None:
+    def _step_down(self, now: float, wait_s: float = BEAT_S / 2) -> None:
         self._acked_at.clear()
         self._asked_at.clear()
         self._lose_leader(now, wait_s)
@@ -281,7 +282,7 @@ class Election:
 
     def _begin(self, stage: Stage, term: int, now: float) -> None:
         asked = tuple(device for device in self._view if device != self._me)
-        round_ = candidacy(stage, term, asked, now)
+        round_ = candidacy(stage, term, asked, len(self._roster.trusted), now)
         self._candidacy = round_
         self._campaign_at = None
         if not self._advance(round_, now):
@@ -325,6 +326,9 @@ class Election:
             self._ask(round_)
             return
         self._candidacy = None
+        # Who gave no answer at all to repeated questions, nor was heard otherwise, is as silent as after a failed probe.
+        heard_at = {device: self._roster.heard_at(device) or 0.0 for device in round_.silent}
+        self.unanswered += [device for device in round_.silent if heard_at[device] < round_.begun_at]
         if not self.leading:
             self._campaign_at = now + self._rng.uniform(0.2, 0.6) + self._delay_s(now)
 
@@ -334,9 +338,11 @@ class Election:
         return max(self._term, self._known_term) + 1
 
     def _delay_s(self, now: float) -> float:
-        rows = [row for row in map(self._roster.live, self._view) if row is not None and row.device_id != self.leader]
+        lost = None if self.leader == self._me else self.leader  # a leader that steps down is still a candidate
+        rows = [row for row in map(self._roster.live, self._view) if row is not None and row.device_id != lost]
         order = sorted(rows, key=lambda row: fitness(row, now - self._roster.since(row.device_id)))
-        rank = [row.device_id for row in order].index(self._me) if self._roster.mine.usable else RANK_MAX
+        ids = [row.device_id for row in order]
+        rank = ids.index(self._me) if self._me in ids else RANK_MAX
         return min(rank, RANK_MAX) * RANK_S + self._rng.uniform(0.0, RANK_S / 2)
 
     def _postpone(self, until: float) -> None:

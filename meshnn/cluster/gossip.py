@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from meshnn.cluster.member import DeviceId
-from meshnn.cluster.messages import Alive, Beat, Estimate, LoadRow, Rumour, subject_of
+from meshnn.cluster.messages import Alive, Beat, Estimate, LoadRow, Rumour, Suspect, subject_of
 
 RUMOURS_MAX = 64
 """The most rumours in one message; the schema refuses more."""
@@ -37,9 +37,21 @@ def priority_of(rumour: Rumour) -> int:
             return 0
 
 
+STATE, LOAD, BEAT, REFUSAL = range(4)
+
+
 def _slot_of(rumour: Rumour) -> int:
-    # What is newer about the same device and the same matter replaces the older.
-    return {LoadRow: 1, Beat: 2}.get(type(rumour), 0)
+    # What is newer about the same device and the same matter replaces the older; a host's own word (R7) is a matter
+    # of its own, for a plain suspicion must not replace it.
+    match rumour:
+        case LoadRow():
+            return LOAD
+        case Beat():
+            return BEAT
+        case Suspect(refused=True):
+            return REFUSAL
+        case _:
+            return STATE
 
 
 class RumourQueue:
@@ -62,13 +74,16 @@ class RumourQueue:
         """Queue a rumour in place of an older one about the same matter; `first` puts it among the most urgent."""
         key = (subject_of(rumour), _slot_of(rumour))
         self._drop(key)
+        if not isinstance(rumour, Suspect | LoadRow | Beat):
+            self._drop((key[0], REFUSAL))
         entry = _Entry(rumour, self._estimate(rumour), 0, (0 if first else priority_of(rumour), 0))
         self._entries[key] = entry
         self._buckets.setdefault(entry.place, {})[key] = None
 
     def forget(self, device: DeviceId) -> None:
         """Drop whatever waits about a device's state."""
-        self._drop((device, 0))
+        self._drop((device, STATE))
+        self._drop((device, REFUSAL))
 
     def take(self, budget_bytes: int, transmits: int, count_max: int = RUMOURS_MAX) -> tuple[Rumour, ...]:
         """The rumours for one message of at most `budget_bytes`; each counts as told once more."""

@@ -10,7 +10,7 @@ from meshnn.cluster.member import BootId, DeviceId
 from meshnn.cluster.messages import Ack, Nack, Ping, PingRequest
 from meshnn.cluster.post import Post
 from meshnn.cluster.roster import Roster
-from meshnn.cluster.timing import PING_TIMEOUT_S, PING_TIMEOUT_S_MIN, PROBE_INTERVAL_S
+from meshnn.cluster.timing import ISOLATION_S, PING_TIMEOUT_S, PING_TIMEOUT_S_MIN, PROBE_INTERVAL_S
 
 NACK_SHARE = 0.8
 """A relay says no after this share of the timeout, so that its no arrives before the asker gives up."""
@@ -174,12 +174,17 @@ class Prober:
         row = self._roster.live(probe.target)
         if row is None:
             return
-        able = [device for device in self._roster.others if device != probe.target]
+        able = [device for device in self._roster.trusted if device not in (probe.target, self._roster.me)]
         relays = self._rng.sample(able, min(self._roster.timing.relays, len(able)))
-        probe.relays = len(relays)
+        # A relay that was silent before says nothing about our own health when it stays silent.
+        probe.relays = sum(1 for relay in relays if self._heard_lately(relay, probe.sent_at))
         for relay in relays:
             self._post.send(relay, PingRequest(probe.number, probe.target))
         self._post.stream(probe.target, self._stream_ping(probe.target, probe.number))
+
+    def _heard_lately(self, device: DeviceId, now: float) -> bool:
+        heard_at = self._roster.heard_at(device)
+        return heard_at is not None and now - heard_at < ISOLATION_S
 
     def _stream_ping(self, device: DeviceId, number: int) -> Ping:
         row = self._roster.get(device)
@@ -191,8 +196,7 @@ class Prober:
         row = self._roster.live(probe.target)
         if probe.answered or row is None or row.boot_id != probe.boot_id:
             return None
-        missed = probe.relays - probe.nacks if probe.relays else 1
-        self._health.note(max(0, missed), self._roster.timing.health_max)
+        self._health.note(max(0, probe.relays - probe.nacks), self._roster.timing.health_max)
         return probe.target
 
     def _next_target(self) -> DeviceId | None:

@@ -48,6 +48,11 @@ class Roster:
         return tuple(device for device in self.usable if device != self.me)
 
     @property
+    def trusted(self) -> tuple[DeviceId, ...]:
+        """The ids of ALIVE members, sorted: usable ones that nobody suspects."""
+        return tuple(device for device in self.usable if self._rows[device].state is MemberState.ALIVE)
+
+    @property
     def snapshot(self) -> Mapping[DeviceId, Member]:
         """All rows, the dead and departed too, by id in order; does not change afterwards."""
         if self._snapshot is None:

@@ -21,6 +21,7 @@ Precision = Literal["float32", "float16", "int8", "uint8", "dynamic"]
 
 _ACTIVATIONS = {"NONE": 0, "RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
 _SCALE = float(np.float32(0.05))
+_UNIT = 1.4 / 73.3  # the standard deviation of drawn integer weights, brought to that of float ones
 _ZERO_POINTS = {"int8": -5, "uint8": 120}
 _PAIR = tuple[int, int]
 
@@ -29,12 +30,13 @@ class Builder:
     """Builds one graph, operator by operator; every method returns the index of the tensor it makes.
 
     Weights are drawn from `random`, so that equal seeds give equal files. Activations of quantised networks share
-    one scale of 0.05, whose outputs use most of the range.
+    one scale of 0.05. `gain` scales all weights drawn after it is set; at 1 a signal keeps its size through layers.
     """
 
-    def __init__(self, random: np.random.Generator, precision: Precision = "float32") -> None:
+    def __init__(self, random: np.random.Generator, precision: Precision = "float32", *, gain: float = 1.0) -> None:
         self.random = random
         self.precision: Precision = precision
+        self.gain = gain
         self.tensors: list[Tensor] = []
         self.operators: list[Operator] = []
         self.inputs: list[int] = []
@@ -56,9 +58,9 @@ class Builder:
         """The shape of a tensor made so far."""
         return self.tensors[tensor].shape
 
-    def input(self, *shape: int, name: str = "") -> int:
-        """A model input of this shape in the network's own activation dtype."""
-        self.inputs.append(self._tensor(shape, self.dtype, self.quantization, name=name))
+    def input(self, *shape: int, name: str = "", quantization: Quantization | None = None) -> int:
+        """A model input of this shape in the network's own activation dtype, and scale unless another is given."""
+        self.inputs.append(self._tensor(shape, self.dtype, quantization or self.quantization, name=name))
         return self.inputs[-1]
 
     def constant(self, values: Numbers, quantization: Quantization | None = None, name: str = "") -> int:
@@ -102,7 +104,7 @@ class Builder:
         rows, columns = window
         shape = (1, rows, columns, channels) if depthwise else (channels, rows, columns, depth)
         spread = rows * columns * (1 if depthwise else depth)
-        operands = [x, *self._weights(shape, 3 if depthwise else 0, spread, channels, bias=bias)]
+        operands = [x, *self._weights(x, shape, 3 if depthwise else 0, spread, bias=bias)]
         tables = schema.tables()
         fields = {
             "padding": 0 if same else 1,
@@ -135,7 +137,7 @@ class Builder:
     def fully_connected(self, x: int, outputs: int, *, activation: str = "NONE", bias: bool = True) -> int:
         """A fully connected layer over the last axis of `x`."""
         inputs = self.shape(x)[-1]
-        operands = [x, *self._weights((outputs, inputs), 0, inputs, outputs, bias=bias)]
+        operands = [x, *self._weights(x, (outputs, inputs), 0, inputs, bias=bias)]
         options = schema.tables().FullyConnectedOptionsT(
             fusedActivationFunction=_ACTIVATIONS[activation],
             keepNumDims=len(self.shape(x)) > 2,
@@ -218,26 +220,28 @@ class Builder:
         options = schema.tables().DepthToSpaceOptionsT(blockSize=block)
         return self.operator("DEPTH_TO_SPACE", [x], shape, options=options)
 
-    def _weights(self, shape: tuple[int, ...], axis: int, spread: int, channels: int, *, bias: bool) -> list[int]:
-        """Weights and bias of `channels` outputs in this precision; each output sums `spread` products."""
-        scale = 1 / math.sqrt(spread)
+    def _weights(self, x: int, shape: tuple[int, ...], axis: int, spread: int, *, bias: bool) -> list[int]:
+        """Weights and bias for input `x` in this precision, outputs along `axis`; each sums `spread` products."""
+        scale, channels = 1 / math.sqrt(spread), shape[axis]
+        source = self.tensors[x].quantization
+        read = source.scale[0] if source is not None else _SCALE
         if self.precision in ("float32", "float16"):
-            values = self.random.normal(0, 1.4 * scale, shape).astype(np.float32)
+            values = self.random.normal(0, 1.4 * self.gain * scale, shape).astype(np.float32)
             made = [self._float16(values)] if self.precision == "float16" else [self.constant(values)]
             return made + ([self.constant(self._normal(channels))] if bias else [-1])
         lows = {"uint8": (0, 256, np.uint8)}.get(self.precision, (-127, 128, np.int8))
         values = self.random.integers(lows[0], lows[1], shape).astype(lows[2])
         if self.precision == "uint8":
-            weights = Quantization((float(np.float32(0.009 * scale)),), (128,))
+            weights = Quantization((float(np.float32(_UNIT * self.gain * scale * _SCALE / read)),), (128,))
         else:
-            scales = 0.009 * scale * self.random.uniform(0.7, 1.3, channels)
+            scales = _UNIT * self.gain * scale * _SCALE / read * self.random.uniform(0.7, 1.3, channels)
             weights = Quantization(tuple(float(np.float32(s)) for s in scales), (0,) * channels, axis)
         made = [self.constant(values, weights)]
         if not bias:
             return [*made, -1]
         if self.precision == "dynamic":
             return [*made, self.constant(self._normal(channels))]
-        summed = Quantization(tuple(float(np.float32(_SCALE * s)) for s in weights.scale), (0,) * len(weights.scale), 0)
+        summed = Quantization(tuple(float(np.float32(read * s)) for s in weights.scale), (0,) * len(weights.scale), 0)
         return [*made, self.constant(self.random.integers(-4000, 4000, channels).astype(np.int32), summed)]
 
     def _normal(self, count: int) -> Numbers:

@@ -45,6 +45,7 @@ _SUMMED = ("NONE", "RELU", "RELU_N1_TO_1", "RELU6")
 _WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
 _INTEGERS = {"int8", "uint8", "int16"}
 _WIDE_POOL = 64
+_LEAST_SUMMED = 4
 
 
 class Facts(NamedTuple):
@@ -184,6 +185,8 @@ def _no_sum(graph: Graph, operator: Operator, geometry: Geometry) -> str:
         return "integer partial sums are rounded and saturate: not exact"
     if made.dtype != "float32":
         return f"partial sums of {made.dtype} are not exact"
+    if made.elements < _LEAST_SUMMED:
+        return "has so few outputs that rounding may outweigh all of them"
     if geometry.activation not in _SUMMED:
         return f"its activation {geometry.activation} cannot be applied after the sum"
     return ""
@@ -289,6 +292,8 @@ def _channelwise(graph: Graph, operator: Operator) -> Facts:
 
 def _reshape(graph: Graph, operator: Operator) -> Facts:
     """RESHAPE: channels survive where the last axis does."""
+    if len(operator.inputs) > 1 and operator.inputs[1] >= 0 and not graph.tensors[operator.inputs[1]].constant:
+        return opaque("its shape is computed")
     source, made = graph.tensors[operator.inputs[0]], graph.tensors[operator.outputs[0]]
     same = source.shape[-1:] == made.shape[-1:] and source.elements == made.elements
     reason = "" if same and made.shape else "does not keep its last axis"

@@ -47,8 +47,9 @@ class Quantization:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A value of the graph: constant when `data` is there (a flat uint8 view of the file), else an activation.
+    """A value of the graph: constant when `data` is there (uint8, a view of the file), else an activation.
 
+    `data` is flat; a slice along the last axis may be (rows, bytes), not contiguous, to spare a copy.
     `shape` is in elements, int32 dimensions; `dtype` is the TFLite type name in lower case (`float32`, `int8`).
     `shape_known` is false where the file leaves the shape to the run. `variable` marks state that outlives a run.
     `source` is the reader's own table where something in it has no place here (sparsity, other quantisations).

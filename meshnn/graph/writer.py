@@ -20,6 +20,7 @@ LARGE_BYTES = 4 << 20
 _HEADER_STEP = 1024
 _WEIGHT_STEP = 64
 _ALIGN = 16
+_PIECE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +38,22 @@ class Written:
         for offset, view in self.views:
             if offset > position:
                 yield memoryview(bytes(offset - position))
-            yield np.ascontiguousarray(view).data
+            yield from _pieces(view)
             position = offset + view.size
 
     def to_bytes(self) -> bytes:
         """The whole file in one piece; for small models and tests."""
         return b"".join(self.chunks())
+
+
+def _pieces(view: Bytes) -> Iterator[memoryview]:
+    """The bytes of a view: itself where it lies in one piece, else some megabytes of its rows after another."""
+    if view.flags.c_contiguous:
+        yield view.reshape(-1).data
+        return
+    rows = max(1, _PIECE_BYTES // view.shape[1])
+    for first in range(0, view.shape[0], rows):
+        yield np.ascontiguousarray(view[first : first + rows]).reshape(-1).data
 
 
 def write(graph: Graph) -> Written:
@@ -86,11 +97,11 @@ def _buffers(graph: Graph) -> tuple[list[Bytes], dict[int, int]]:
     """(distinct constant data in order of tensors, buffer index by tensor); buffer 0 is the schema's empty one."""
     buffers: list[Bytes] = []
     places: dict[int, int] = {}
-    seen: dict[tuple[int, int], int] = {}
+    seen: dict[tuple[int, int, tuple[int, ...]], int] = {}
     for index, tensor in enumerate(graph.tensors):
         if tensor.data is None:
             continue
-        key = (int(tensor.data.__array_interface__["data"][0]), tensor.data.size)
+        key = (int(tensor.data.__array_interface__["data"][0]), tensor.data.size, tensor.data.strides)
         if key not in seen or not tensor.data.size:
             buffers.append(tensor.data)
             seen[key] = len(buffers)
@@ -190,7 +201,7 @@ class _InlineBuffer:
         if self.data.size:
             builder.StartVector(1, self.data.size, _ALIGN)
             builder.head -= self.data.size
-            np.frombuffer(builder.Bytes, np.uint8)[builder.head : builder.head + self.data.size] = self.data
+            np.frombuffer(builder.Bytes, np.uint8)[builder.head : builder.head + self.data.size] = self.data.reshape(-1)
             builder.vectorNumElems = self.data.size
             vector = builder.EndVector()
         tables.BufferStart(builder)

@@ -48,7 +48,6 @@ class TensorOutbox:
         if not self._ended:
             self._ended = True
             self._fail_all()
-            self._queue.put_nowait(None)
 
     def _fail_all(self) -> None:
         items = [self._current]
@@ -57,6 +56,7 @@ class TensorOutbox:
         for item in items:
             if item is not None and not item.done.done():
                 item.done.set_exception(PeerError("the link ended before the tensors were sent"))
+        self._queue.put_nowait(None)  # ends the writer, if it waits for work
 
     async def _write_all(self) -> None:
         while (item := await self._queue.get()) is not None:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from meshnn import vision
 from meshnn.cluster.member import DeviceId
 from meshnn.errors import MeshError
 from meshnn.graph.card import Card
 from meshnn.node import reports
 from meshnn.node.dataplane import Outcome
+from meshnn.predictions import predictions as predictions_of
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -43,7 +43,7 @@ async def answer_of(
 ) -> Answer:
     """The answer of an outcome; `names` are the devices' names by id."""
     outputs = {tensor.name: outcome.outputs[tensor.index] for tensor in card.outputs}
-    predictions = await asyncio.to_thread(vision.predictions, outputs, card, question.top)
+    predictions = await asyncio.to_thread(predictions_of, outputs, card, question.top)
     report: dict[str, object] = {
         "input": question.source,
         "ok": True,

@@ -9,6 +9,7 @@ import numpy as np
 
 from meshnn.cluster.member import DeviceId
 from meshnn.errors import BusyError, PeerError
+from meshnn.graph.splits.merge import activate
 from meshnn.node.slices import Array, Passage, Piece
 from meshnn.plan.boxes import Box
 from meshnn.plan.messages import StageTime
@@ -71,13 +72,38 @@ class Complete:
 
 
 @dataclass(slots=True)
+class Total:
+    """Addends of one tensor: those whose turn came are in `value` (`count` of them), the others wait by source."""
+
+    value: Array | None = None
+    count: int = 0
+    waiting: dict[tuple[int, int], Array] = field(default_factory=dict)
+
+    def add(self, need: Need, source: tuple[int, int], addend: Array) -> int:
+        """Take an addend; what its turn allows is added in the order of the need's sources. Returns the bytes freed."""
+        self.waiting[source] = addend
+        freed = 0
+        for following in need.sources[self.count :]:
+            due = self.waiting.pop((following.stage, following.part), None)
+            if due is None:
+                break
+            if self.value is None:
+                self.value = np.array(due)
+            else:
+                np.add(self.value, due, out=self.value)
+                freed += due.nbytes
+            self.count += 1
+        return freed
+
+
+@dataclass(slots=True)
 class _Entry:
     """What of a key's inputs is here."""
 
     target: Target
     deadline: float
     arrays: dict[int, Array] = field(default_factory=dict)
-    addends: dict[tuple[int, tuple[int, int]], Array] = field(default_factory=dict)
+    totals: dict[int, Total] = field(default_factory=dict)
     arrived: set[tuple[int, int]] = field(default_factory=set)
     times: dict[tuple[int, int], StageTime] = field(default_factory=dict)
     received_bytes: int = 0
@@ -111,6 +137,11 @@ class Assembly:
     def keys(self) -> tuple[Key, ...]:
         """Everything that is inside: collecting first, then running."""
         return (*self._collecting, *self._running)
+
+    @property
+    def collecting(self) -> tuple[Key, ...]:
+        """What is not whole yet."""
+        return tuple(self._collecting)
 
     def superseded(self, key: Key) -> bool:
         """Whether the key's attempt is known to be over."""
@@ -151,8 +182,9 @@ class Assembly:
         entry.arrived.add(arrival.source)
         entry.received_bytes += arrival.received_bytes
         entry.times.update({(time.stage, time.part): time for time in arrival.times})
-        for need in target.needs:
-            _place(entry, need, arrival)
+        freed = sum(_place(entry, need, arrival) for need in target.needs)
+        self._held_bytes -= freed
+        entry.size_bytes -= freed
         return self._fire(key, entry, now) if entry.arrived == target.sources else None
 
     def finish(self, key: Key) -> None:
@@ -259,12 +291,14 @@ def _check(target: Target, arrival: Arrival) -> None:
             raise PeerError(f"tensor {piece.tensor} came with the shape {piece.array.shape}")
 
 
-def _place(entry: _Entry, need: Need, arrival: Arrival) -> None:
-    """Put the arrival's pieces of one tensor where they belong."""
+def _place(entry: _Entry, need: Need, arrival: Arrival) -> int:
+    """Put the arrival's pieces of one tensor where they belong; the bytes of addends that are now in their total."""
     pieces: Sequence[Piece] = [piece for piece in arrival.pieces if piece.tensor == need.tensor]
+    freed = 0
     for piece in pieces:
         if need.sums:
-            entry.addends[need.tensor, arrival.source] = piece.array
+            total = entry.totals.setdefault(need.tensor, Total())
+            freed += total.add(need, arrival.source, piece.array)
         elif piece.box == need.box:
             # One slice is all of it: the bytes stay where they were received.
             entry.arrays[need.tensor] = piece.array
@@ -273,16 +307,15 @@ def _place(entry: _Entry, need: Need, arrival: Arrival) -> None:
                 entry.arrays[need.tensor] = np.empty(_shape(need.box), entry.target.dtypes[need.tensor])
             at = tuple(slice(b[0] - n[0], b[1] - n[0]) for b, n in zip(piece.box, need.box, strict=True))
             entry.arrays[need.tensor][at] = piece.array
+    return freed
 
 
 def _whole(entry: _Entry, need: Need) -> Array:
-    """One whole input; addends are added in the order of the need's sources, never in order of arrival."""
+    """One whole input; addends were added in the order of the need's sources, never in order of arrival."""
     if need.sums:
-        addends = [entry.addends[need.tensor, (source.stage, source.part)] for source in need.sources]
-        total: Array = np.array(addends[0])
-        for addend in addends[1:]:
-            total = np.add(total, addend)
-        return total
+        total = entry.totals[need.tensor].value
+        assert total is not None
+        return activate(np.asarray(total, np.float32), need.activation)
     found = entry.arrays.get(need.tensor)
     return np.zeros(_shape(need.box), entry.target.dtypes[need.tensor]) if found is None else found
 

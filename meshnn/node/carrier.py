@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from meshnn.cluster.member import DeviceId
+from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import DeadlineError, PeerError
 from meshnn.net.transport import Transport
+from meshnn.node.served import Served
 from meshnn.node.slices import Parcel, Passage, buffers_of, header_of
 from meshnn.plan.messages import Receipt, StageTime
 
@@ -94,6 +95,18 @@ class Carrier:
         """A parcel is watched no longer; known ones only, once."""
         if self._outstanding.pop(ticket, None) is not None:
             self._transport.expecting(ticket[0], -1)
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What both sides of a data plane stand on: who they are, how they send, what is served, what time it is."""
+
+    me: DeviceId
+    boot: BootId
+    transport: Transport
+    served: Served
+    clock: Callable[[], float]
+    carrier: Carrier
 
 
 def _ticket(load: Load) -> _Ticket:

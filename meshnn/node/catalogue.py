@@ -7,12 +7,14 @@ from collections.abc import Iterable, Mapping
 from meshnn.cluster.member import DeviceId
 from meshnn.errors import ModelConflictError, ModelError, UnknownModelError
 from meshnn.graph.card import Card
-from meshnn.node.effects import Changed, Effect, Fetch, SaveNames, Send, note
+from meshnn.node.effects import Changed, DropFile, Effect, Fetch, SaveNames, Send, note
 from meshnn.node.messages import Holdings, NameRecord, Names
 
 # Names (removed ones included) a mesh may know: tombstones beyond it are forgotten, oldest first.
 NAMES_MAX = 128
 NAME_LENGTH_MAX = 64
+# Cards kept: those of names, then of files held here; the oldest of the rest are forgotten beyond it.
+CARDS_MAX = 2 * NAMES_MAX
 CARD_BYTES_MAX = 4_000_000
 
 
@@ -28,6 +30,7 @@ class Catalogue:
         self._rows: dict[DeviceId, Holdings] = {}
         self._linked: set[DeviceId] = set()
         self._wanted_cards: set[str] = set()
+        self._unnamed: set[str] = set()
         self._version = 0
 
     @property
@@ -52,6 +55,16 @@ class Catalogue:
             raise UnknownModelError(f"no model {name!r} in this mesh; known: {choices}")
         return found
 
+    def current(self, name: str) -> str | None:
+        """The digest that a name means now; None for a name that is not known or was removed."""
+        found = self._names.get(name)
+        return None if found is None or found.removed else found.digest
+
+    def gone(self, name: str) -> bool:
+        """Whether a name is known to have been removed; one that was never heard of is not."""
+        found = self._names.get(name)
+        return found is not None and found.removed
+
     def holders(self, digest: str) -> tuple[DeviceId, ...]:
         """The linked devices (and this one) that hold the whole file, sorted."""
         there = {device for device, row in self._rows.items() if digest in row.models}
@@ -66,7 +79,7 @@ class Catalogue:
 
     def bind(self, name: str, card: Card, *, replace: bool) -> list[Effect]:
         """Name a model whose file is held here; ModelConflictError where the name means another file."""
-        if not 0 < len(name) <= NAME_LENGTH_MAX or not name.isprintable() or "/" in name or "@" in name:
+        if not _proper(name):
             raise ModelError(
                 f"{name!r} cannot name a model: use 1 to {NAME_LENGTH_MAX} printable characters without / or @"
             )
@@ -75,6 +88,8 @@ class Catalogue:
             raise ModelConflictError(
                 f"{name!r} is another file already; use --replace to bind it to this one, or --name"
             )
+        if old is None and not self._room():
+            raise ModelError(f"a mesh knows at most {NAMES_MAX} models; remove one first")
         self._cards[card.digest] = card
         self._held.add(card.digest)
         if old is not None and not old.removed and old.digest == card.digest:
@@ -89,12 +104,14 @@ class Catalogue:
 
     def on_names(self, source: DeviceId, names: Names) -> list[Effect]:
         """Merge what a peer knows; what is new here goes on to the others and to disk."""
-        fresh = [record for record in names.records[:NAMES_MAX] if self._newer(record)]
+        fresh: dict[str, NameRecord] = {}
+        for record in names.records[:NAMES_MAX]:
+            if self._newer(record):
+                self._put(record)
+                fresh[record.name] = record
         if not fresh:
             return []
-        for record in fresh:
-            self._names[record.name] = record
-        others = [Send(to, Names(tuple(fresh))) for to in sorted(self._linked - {source})]
+        others = [Send(to, Names(tuple(fresh.values()))) for to in sorted(self._linked - {source})]
         return [*others, *self._settled()]
 
     def on_holdings(self, source: DeviceId, row: Holdings) -> list[Effect]:
@@ -123,6 +140,7 @@ class Catalogue:
         if card.digest != digest:
             return [note("card_refused", warning=True, digest=digest, reason="it belongs to another model")]
         self._cards[digest] = card
+        self._prune()
         return [Changed()]
 
     def on_card_failed(self, digest: str) -> list[Effect]:
@@ -131,13 +149,10 @@ class Catalogue:
         return []
 
     def on_held(self, digest: str) -> list[Effect]:
-        """A whole file is on this disk now."""
+        """A whole file is on this disk now; one whose name went meanwhile is dropped again."""
+        if not any(record.digest == digest for record in self.records):
+            return [DropFile("model", digest)]
         self._held.add(digest)
-        return [*self._announce(), Changed()]
-
-    def on_dropped(self, digest: str) -> list[Effect]:
-        """A whole file is gone from this disk."""
-        self._held.discard(digest)
         return [*self._announce(), Changed()]
 
     def retry_cards(self) -> list[Effect]:
@@ -145,19 +160,56 @@ class Catalogue:
         return self._fetch_cards()
 
     def _newer(self, record: NameRecord) -> bool:
+        """Whether to take a record: newer than ours, or of a new name there is room for (a removed one is no news)."""
         old = self._names.get(record.name)
-        fits = 0 < len(record.name) <= NAME_LENGTH_MAX and (old is not None or len(self._names) < NAMES_MAX)
-        return fits and (old is None or record.order > old.order)
+        if old is not None:
+            return record.order > old.order
+        if record.removed and len(self._names) >= NAMES_MAX:
+            return False
+        return _proper(record.name) and self._room()
+
+    def _room(self) -> bool:
+        """Whether one more name fits, where need be in the place of a removed one."""
+        return len(self._names) < NAMES_MAX or any(record.removed for record in self._names.values())
+
+    def _put(self, record: NameRecord) -> None:
+        """Take a record in; the oldest removed name makes room."""
+        old = self._names.pop(record.name, None)
+        if old is not None:
+            self._unnamed.add(old.digest)
+        if record.removed:
+            self._unnamed.add(record.digest)
+        if len(self._names) >= NAMES_MAX:
+            del self._names[next(name for name, old in self._names.items() if old.removed)]
+        self._names[record.name] = record
 
     def _take(self, record: NameRecord) -> list[Effect]:
-        self._names[record.name] = record
+        self._put(record)
         sends = [Send(to, Names((record,))) for to in sorted(self._linked)]
         return [*sends, *self._settled()]
 
     def _settled(self) -> list[Effect]:
-        """What follows from a change of the names."""
+        """What follows from a change of the names; files that no name means any more are dropped."""
         saved = SaveNames(tuple(self._names.values()))
-        return [saved, *self._announce(), *self._fetch_cards(), Changed()]
+        named = {record.digest for record in self.records}
+        drops = sorted((self._unnamed & self._held) - named)
+        self._unnamed.clear()
+        self._held -= set(drops)
+        self._prune()
+        return [
+            saved,
+            *(DropFile("model", digest) for digest in drops),
+            *self._announce(),
+            *self._fetch_cards(),
+            Changed(),
+        ]
+
+    def _prune(self) -> None:
+        """Keep the cards bounded: plans that drain still need theirs, so only the oldest of too many go."""
+        named = {record.digest for record in self.records}
+        spare = [digest for digest in self._cards if digest not in named and digest not in self._held]
+        for digest in spare[: max(0, len(self._cards) - CARDS_MAX)]:
+            del self._cards[digest]
 
     def _announce(self) -> list[Effect]:
         self._version += 1
@@ -186,5 +238,9 @@ def _next_stamp(old: NameRecord | None) -> int:
     return 1 if old is None else old.stamp + 1
 
 
+def _proper(name: str) -> bool:
+    return 0 < len(name) <= NAME_LENGTH_MAX and name.isprintable() and "/" not in name and "@" not in name
+
+
 def _mark(record: NameRecord) -> str:
-    return f"{record.name}@{record.stamp}"
+    return f"{record.name}@{record.stamp}@{'' if record.removed else record.digest[:16]}"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from meshnn.cluster.effects import Dial
-from meshnn.cluster.member import DeviceId, Member
+from meshnn.cluster.member import Address, BootId, DeviceId, Member
 
 FIRST_S = 0.0
 # The greater id waits for the lesser one to dial, so that two newcomers do not both dial at once.
@@ -18,6 +18,7 @@ GRACE_S = 1.0
 
 @dataclass(slots=True)
 class _Missing:
+    address: Address
     due: float
     wait_s: float
 
@@ -28,8 +29,8 @@ class Contacts:
     def __init__(self, me: DeviceId) -> None:
         """Nobody is linked yet."""
         self._me = me
-        self._linked: set[DeviceId] = set()
-        self._lost: dict[DeviceId, float] = {}
+        self._linked: dict[DeviceId, BootId] = {}
+        self._lost: dict[DeviceId, tuple[BootId, float]] = {}
         self._missing: dict[DeviceId, _Missing] = {}
 
     @property
@@ -41,35 +42,41 @@ class Contacts:
     def deadline(self) -> float | None:
         """When to dial next or to give up on a lost link, in the caller's clock."""
         times = [missing.due for missing in self._missing.values()]
-        times += [lost + GRACE_S for lost in self._lost.values()]
+        times += [until for _, until in self._lost.values()]
         return min(times, default=None)
 
-    def reachable(self, device: DeviceId, now: float) -> bool:
-        """Whether plans may count on a device: itself, linked, or lost a moment ago."""
-        return device == self._me or device in self._linked or now - self._lost.get(device, -GRACE_S) < GRACE_S
+    def reachable(self, member: Member, now: float) -> bool:
+        """Whether plans may count on a member: itself, or linked in this very life, or lost a moment ago."""
+        device = member.device_id
+        if device == self._me:
+            return True
+        boot, until = self._lost.get(device, (None, now))
+        return self._linked.get(device) == member.boot_id or (boot == member.boot_id and until > now)
 
-    def on_linked(self, device: DeviceId) -> None:
+    def on_linked(self, device: DeviceId, boot: BootId) -> None:
         """A link is up."""
-        self._linked.add(device)
+        self._linked[device] = boot
         self._lost.pop(device, None)
         self._missing.pop(device, None)
 
     def on_unlinked(self, device: DeviceId, evidence: str, now: float) -> None:
         """A link is gone; a host that says the process is gone gets no grace."""
-        self._linked.discard(device)
-        if evidence in {"closed", "silent"}:
-            self._lost[device] = now
+        boot = self._linked.pop(device, None)
+        if boot is not None and evidence in {"closed", "silent"}:
+            self._lost[device] = (boot, now + GRACE_S)
         self._missing.pop(device, None)
 
     def review(self, members: Iterable[Member], now: float) -> list[Dial]:
         """Dial whoever is due."""
-        self._lost = {device: lost for device, lost in self._lost.items() if now - lost < GRACE_S}
+        self._lost = {device: lost for device, lost in self._lost.items() if lost[1] > now}
         absent = {m.device_id: m for m in members if m.device_id != self._me and m.device_id not in self._linked}
         self._missing = {device: row for device, row in self._missing.items() if device in absent}
         dials: list[Dial] = []
         for device, member in sorted(absent.items()):
             first = FIRST_S if self._me < device else POLITE_S
-            row = self._missing.setdefault(device, _Missing(now + first, 0.5))
+            row = self._missing.get(device)
+            if row is None or row.address != member.address:
+                row = self._missing[device] = _Missing(member.address, now + first, 0.5)
             if row.due <= now:
                 row.wait_s = min(BACKOFF_MAX_S, row.wait_s * 2)
                 row.due = now + row.wait_s

@@ -11,8 +11,9 @@ from meshnn.node.effects import Effect, Send, note
 from meshnn.node.messages import Copy
 
 HOLDERS_WANTED = 2
-# After this long without the copy another device is asked.
-COPY_PATIENCE_S = 60.0
+# After this long without the copy another device is asked; the bytes take their time at the slowest link we plan for.
+COPY_PATIENCE_S = 30.0
+COPY_BYTES_PER_S = 1e6
 # A device that could not take a copy is left alone for so long.
 REFUSAL_S = 30.0
 
@@ -44,7 +45,9 @@ class Copies:
 
     def review(self, catalogue: Catalogue, disks: Mapping[DeviceId, int], now: float) -> list[Effect]:
         """Ask for the copies that are missing; `disks` are the free bytes of each alive device."""
-        self._refused = {key: until for key, until in self._refused.items() if until > now}
+        named = {record.digest for record in catalogue.records}
+        self._asked = {digest: asked for digest, asked in self._asked.items() if digest in named}
+        self._refused = {key: until for key, until in self._refused.items() if until > now and key[0] in named}
         effects: list[Effect] = []
         for record in catalogue.records:
             holders = tuple(device for device in catalogue.holders(record.digest) if device in disks)
@@ -54,16 +57,22 @@ class Copies:
                 continue
             if asked is not None and asked.until > now and asked.device in disks and asked.device not in holders:
                 continue
+            if asked is not None and asked.until <= now and asked.device in disks:
+                self._refused[record.digest, asked.device] = now + REFUSAL_S
             device = self._next(record.digest, record.size_bytes, holders, disks)
             if device is None:
                 self._asked.pop(record.digest, None)
                 continue
-            self._asked[record.digest] = _Asked(device, now + COPY_PATIENCE_S)
+            self._asked[record.digest] = _Asked(device, now + patience_s(record.size_bytes))
             effects += [
                 Send(device, Copy(record.digest, record.size_bytes, holders)),
                 note("copy_asked", model=record.name, device=device),
             ]
         return effects
+
+    def on_linked(self, device: DeviceId) -> None:
+        """A link is new: what the device was asked over an earlier one may be lost, so it is asked again."""
+        self._asked = {digest: asked for digest, asked in self._asked.items() if asked.device != device}
 
     def on_refused(self, device: DeviceId, digest: str, reason: str, now: float) -> list[Effect]:
         """A device could not take the copy: the next review asks another."""
@@ -88,3 +97,8 @@ class Copies:
             if device not in holders and free >= size_bytes and (digest, device) not in self._refused
         ]
         return min(fits)[1] if fits else None
+
+
+def patience_s(size_bytes: int) -> float:
+    """How long a copy of so many bytes may take, in seconds."""
+    return COPY_PATIENCE_S + size_bytes / COPY_BYTES_PER_S

@@ -52,11 +52,13 @@ class Core:
     @property
     def deadline(self) -> float | None:
         """When `on_deadline` is due, in the caller's clock."""
-        parts = (self.cluster, self.book, self.leader, self.copies, self.contacts)
-        times = [part.deadline for part in parts if part.deadline is not None]
-        if self._cards_due is not None:
-            times.append(self._cards_due)
-        return min(times, default=None)
+        parts = (self.cluster, self.book, self.leader, self.contacts)
+        times = [self._cards_due, self._copies_due, *(part.deadline for part in parts)]
+        return min((when for when in times if when is not None), default=None)
+
+    @property
+    def _copies_due(self) -> float | None:
+        return self.copies.deadline if self.leader.leading else None
 
     def planned(self, now: float) -> dict[DeviceId, Member]:
         """The members that plans may use now."""
@@ -65,7 +67,7 @@ class Core:
         return {
             device: member
             for device, member in members.items()
-            if member.state in states and self.contacts.reachable(device, now)
+            if member.state in states and self.contacts.reachable(member, now)
         }
 
     def start(self, now: float) -> list[Effect]:
@@ -89,10 +91,12 @@ class Core:
         self, device: DeviceId, boot: BootId, name: str, address: Address, http_port: int, now: float
     ) -> list[Effect]:
         """A link is up."""
-        self.contacts.on_linked(device)
+        self.contacts.on_linked(device, boot)
+        self.copies.on_linked(device)
         effects: list[Effect] = list(self.cluster.on_linked(device, boot, name, address, http_port, now))
         effects += self.catalogue.on_linked(device)
-        effects += self.leader.on_linked(device)
+        effects += self.leader.on_linked(device, boot)
+        effects += self.book.on_linked(device, now)
         return self._settle([*effects, Changed()], now)
 
     def on_unlinked(self, device: DeviceId, evidence: str, now: float) -> list[Effect]:
@@ -126,9 +130,9 @@ class Core:
         if self._cards_due is not None and self._cards_due <= now:
             self._cards_due = None
             effects += self.catalogue.retry_cards()
-        due = [part.deadline for part in (self.leader, self.copies, self.contacts)]
+        due = [self.leader.deadline, self._copies_due, self.contacts.deadline]
         if any(when is not None and when <= now for when in due):
-            effects += self._review(now)
+            effects.append(Changed())
         return self._settle(effects, now)
 
     def on_persisted(self, term: int, now: float) -> list[Effect]:
@@ -141,17 +145,17 @@ class Core:
 
     def on_loaded(self, recipe: Recipe, handle: int, now: float) -> list[Effect]:
         """A shard is loaded."""
-        return self._settle([*self.shards.on_loaded(recipe, handle), *self.book.on_shards(now)], now)
+        return self._settle([*self.shards.on_loaded(recipe, handle), *self.book.on_shards()], now)
 
     def on_load_failed(self, recipe: Recipe, reason: str, now: float) -> list[Effect]:
         """A shard cannot be loaded."""
-        return self._settle([*self.shards.on_load_failed(recipe, reason), *self.book.on_shards(now)], now)
+        return self._settle([*self.shards.on_load_failed(recipe, reason), *self.book.on_shards()], now)
 
     def on_shard_fetched(self, recipe: Recipe, reason: str, now: float) -> list[Effect]:
         """A shard's file has arrived, or (with a reason) has not."""
         shards = self.shards
         effects = shards.on_fetch_failed(recipe, reason) if reason else shards.on_fetched(recipe)
-        return self._settle([*effects, *self.book.on_shards(now)], now)
+        return self._settle([*effects, *self.book.on_shards()], now)
 
     def on_model_fetched(self, digest: str, reason: str, now: float) -> list[Effect]:
         """A whole model has arrived, or (with a reason) has not."""
@@ -164,7 +168,7 @@ class Core:
     def on_card_fetched(self, digest: str, card: Card | None, now: float) -> list[Effect]:
         """A card has arrived, or (None) has not."""
         if card is not None:
-            return self._settle(self.catalogue.on_card(digest, card), now)
+            return self._settle([*self.catalogue.on_card(digest, card), *self.book.on_card()], now)
         self._cards_due = now + CARD_RETRY_S
         return self._settle(self.catalogue.on_card_failed(digest), now)
 
@@ -194,7 +198,7 @@ class Core:
             Names: lambda: self.catalogue.on_names(source, _as(Names, message)),
             Holdings: lambda: self.catalogue.on_holdings(source, _as(Holdings, message)),
             Prepare: lambda: self.book.on_prepare(source, _as(Prepare, message), now),
-            Activate: lambda: self.book.on_activate(_as(Activate, message), now),
+            Activate: lambda: self.book.on_activate(source, _as(Activate, message), now),
             Retire: lambda: self.book.on_retire(_as(Retire, message), now),
             Ready: lambda: self.leader.on_ready(source, _as(Ready, message), now),
             Refused: lambda: self.leader.on_refused(source, _as(Refused, message), now),
@@ -215,29 +219,37 @@ class Core:
 
     def _copy(self, source: DeviceId, message: Copy) -> list[Effect]:
         """Hold a second copy of a model, as the leader asks."""
-        if message.digest in self._copying or message.digest in self.catalogue.held:
+        if message.digest in self.catalogue.held:
             return []
+        under_way = message.digest in self._copying
         self._copying[message.digest] = source
+        if under_way:
+            return []
         return [Fetch("model", message.digest, message.size_bytes, message.digest, message.holders)]
 
     def _copy_failed(self, source: DeviceId, message: CopyFailed, now: float) -> list[Effect]:
+        if not self.leader.leading:
+            return []
         return [*self.copies.on_refused(source, message.digest, message.reason, now), Changed()]
 
     def _settle(self, effects: list[Effect], now: float) -> list[Effect]:
-        """Follow what an event set off inside the node, and hand the rest out."""
-        effects = [*effects, *self._follow_leader(now)]
-        if any(isinstance(effect, (Changed, MemberChanged, LeaderChanged, PlansChanged)) for effect in effects):
-            effects += self._review(now)
+        """Follow what an event set off inside the node, until nothing changes any more, and hand the rest out."""
         out: list[Effect] = []
-        pending = deque(effects)
+        pending = deque([*effects, *self._follow_leader(now)])
+        changed = False
         for _ in range(LOCAL_MAX):
-            if not pending:
-                return [*out, *self.contacts.review(self._dialable(), now)]
-            effect = pending.popleft()
-            if isinstance(effect, Send) and effect.to == self._me:
-                pending.extend(self._take(self._me, effect.message, now))
+            if pending:
+                effect = pending.popleft()
+                if isinstance(effect, Send) and effect.to == self._me:
+                    pending.extend(self._take(self._me, effect.message, now))
+                else:
+                    out.append(effect)
+                    changed = changed or isinstance(effect, (Changed, MemberChanged, LeaderChanged, PlansChanged))
+            elif changed:
+                changed = False
+                pending.extend(self._review(now))
             else:
-                out.append(effect)
+                return [*out, *self.contacts.review(self._dialable(), now)]
         raise AssertionError("a node talks to itself without end")
 
     def _follow_leader(self, now: float) -> list[Effect]:
@@ -251,14 +263,17 @@ class Core:
             self.copies.reset()
         return [
             *self.leader.on_role(led[1] if mine else None, now),
-            *self.book.on_leader(led[0]),
+            *self.book.on_leader(led[0], now),
             note("leader", leader=str(led[0]), term=led[1]),
             Changed(),
         ]
 
     def _review(self, now: float) -> list[Effect]:
+        """Look at everything that follows from who is here and what is known."""
+        gone = [model for model in self.book.known if self.catalogue.gone(model)]
+        effects = [effect for model in gone for effect in self.book.on_gone(model, now)]
         planned = self.planned(now)
-        effects = self.leader.review(planned, now)
+        effects += self.leader.review(planned, now)
         if self.leader.leading:
             disks = {device: member.capability.disk_bytes for device, member in planned.items()}
             effects += self.copies.review(self.catalogue, disks, now)

@@ -12,7 +12,7 @@ from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import MeshError, PeerError
 from meshnn.net.transport import Transport
 from meshnn.node.assembly import Arrival
-from meshnn.node.carrier import Carrier
+from meshnn.node.carrier import Carrier, Ground
 from meshnn.node.doubts import LedgerLimits
 from meshnn.node.ledger import Ledger
 from meshnn.node.origin import Origin, Outcome
@@ -69,34 +69,15 @@ class DataPlane:
     ) -> None:
         """`clock` is monotonic, in seconds, and runs as the event loop's does."""
         bounds = limits or Limits()
-        identity = (me, boot)
-        self._me, self._boot = identity
+        self._me, self._boot = me, boot
         self._transport = transport
         self._clock = clock
         self._limits = bounds
         self._carrier = Carrier(transport, clock)
-        self._pipeline = Pipeline(
-            identity,
-            transport,
-            engine,
-            served,
-            clock,
-            self._carrier,
-            assembly_bytes=bounds.assembly_bytes,
-            runs=bounds.runs,
-        )
+        ground = Ground(me, boot, transport, served, clock, self._carrier)
+        self._pipeline = Pipeline(ground, engine, assembly_bytes=bounds.assembly_bytes, runs=bounds.runs)
         ledger = Ledger(me, boot, served, bounds.ledger)
-        self._origin = Origin(
-            identity,
-            transport,
-            served,
-            clock,
-            self._carrier,
-            self._pipeline,
-            ledger,
-            assembly_bytes=bounds.output_bytes,
-            rearm=self._rearm,
-        )
+        self._origin = Origin(ground, self._pipeline, ledger, self._rearm, assembly_bytes=bounds.output_bytes)
         self._pipeline.home = self._origin
         self._lives: dict[DeviceId, BootId] = {}
         self._armed = float("inf")

@@ -4,25 +4,25 @@ It runs on every node and does nothing until its node leads. One job a model at 
 
     SOLVING -> CUTTING -> PREPARING -> (active)
 
-Whatever breaks a job (a death, a refusal, its deadline) ends it; the next review starts another.
+One model is solved at a time, so that two plans never count on the same memory. Whatever breaks a job (a death, a
+refusal, its deadline) ends it; the next review starts another.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from meshnn.cluster.member import BootId, DeviceId, Member
 from meshnn.graph.card import Card
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.effects import Changed, Effect, Send, Solve, note
+from meshnn.node.jobs import ActivePlan, Failure, Job, Phase, adopted, mark_of, runs_on
 from meshnn.node.messages import NameRecord
 from meshnn.node.plans import PlanBook
 from meshnn.node.problem import Problem, better
 from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Fetch, Prepare, Ready, Refused, Retire, Unplanned
-from meshnn.plan.plan import Epoch, Plan, PlanSet, Recipe
-from meshnn.plan.ranges import memory_bytes
+from meshnn.plan.plan import Epoch, PlanSet, Recipe
+from meshnn.plan.ranges import plan_memory
 
 # A device must have been here so long before a working plan is changed for it, in seconds.
 STABLE_S = 3.0
@@ -33,50 +33,13 @@ SOLVE_S = 60.0
 CUT_S = 60.0
 PREPARE_S = 20.0
 PREPARE_BYTES_PER_S = 1e6
-# After a failure the next attempt waits, unless the devices or the model change.
+# After a failure the next attempt waits, twice as long each time, unless the devices or the model change.
 BACKOFF_S = 2.0
+BACKOFF_MAX_S = 30.0
 # A device that refused a plan of a model is planned without for so long.
 REFUSED_S = 30.0
-
-
-class Phase(enum.Enum):
-    """What a job waits for."""
-
-    SOLVING = "solving"
-    CUTTING = "cutting"
-    PREPARING = "preparing"
-
-
-@dataclass(slots=True)
-class _Job:
-    phase: Phase
-    epoch: Epoch
-    digest: str
-    lives: dict[DeviceId, BootId]
-    voluntary: bool
-    deadline: float
-    holder: DeviceId = ""  # type: ignore[assignment]
-    plans: PlanSet | None = None
-    loaded: dict[DeviceId, frozenset[Epoch]] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
-class _Served:
-    """What this leader knows of an active plan: who has loaded what, who was told what."""
-
-    plans: PlanSet
-    loaded: dict[DeviceId, frozenset[Epoch]] = field(default_factory=dict)
-    told: dict[DeviceId, tuple[BootId, tuple[Epoch, ...]]] = field(default_factory=dict)
-    considered: frozenset[tuple[DeviceId, BootId]] = frozenset()
-
-
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """Why there is no plan, and what must change before it is worth another try at once."""
-
-    reason: str
-    signature: tuple[object, ...]
-    until: float
+# Files of shards that are remembered: beyond it only those of models that have a name.
+FILES_MAX = 4096
 
 
 class Leader:
@@ -91,10 +54,10 @@ class Leader:
         self._number = 0
         self._alive: dict[DeviceId, Member] = {}
         self._since: dict[tuple[DeviceId, BootId], float] = {}
-        self._jobs: dict[str, _Job] = {}
-        self._served: dict[str, _Served] = {}
-        self._failures: dict[str, _Failure] = {}
-        self._refused: dict[tuple[str, DeviceId], float] = {}
+        self._jobs: dict[str, Job] = {}
+        self._served: dict[str, ActivePlan] = {}
+        self._failures: dict[str, Failure] = {}
+        self._refused: dict[tuple[str, DeviceId, BootId], tuple[float, str]] = {}
         self._changed_at: dict[str, float] = {}
         self._files: dict[Recipe, Fetch] = {}
         self._wake: float | None = None
@@ -114,10 +77,8 @@ class Leader:
         if term == self._term:
             return []
         self._term = term
-        self._jobs.clear()
-        self._served.clear()
-        self._failures.clear()
-        self._refused.clear()
+        for table in (self._jobs, self._served, self._failures, self._refused, self._changed_at):
+            table.clear()
         return self.review(self._alive, now)
 
     def review(self, alive: Mapping[DeviceId, Member], now: float) -> list[Effect]:
@@ -128,13 +89,16 @@ class Leader:
         if self._term is None:
             return []
         self._wake = None
-        self._refused = {key: until for key, until in self._refused.items() if until > now}
-        names = {record.name for record in self._catalogue.records}
+        self._refused = {key: word for key, word in self._refused.items() if word[0] > now}
+        for until, _ in self._refused.values():
+            self._wake_at(until)
         effects: list[Effect] = []
-        for model in sorted((set(self._book.models) | set(self._jobs) | set(self._served)) - names):
+        records = self._catalogue.records
+        for model in sorted({*self._jobs, *self._served, *self._failures} - {record.name for record in records}):
             effects += self._forget(model)
-        for record in self._catalogue.records:
+        for record in records:
             effects += self._review_job(record, now)
+        for record in records:
             effects += self._review_plan(record, now)
             effects += self._tell(record.name)
         return effects
@@ -144,27 +108,36 @@ class Leader:
         job = self._jobs.get(model)
         if job is None or job.phase is not Phase.SOLVING or job.epoch != problem.epoch:
             return []
-        if isinstance(result, str):
-            return self._fail(model, result, now, hopeless=True)
         served = self._served.get(model)
-        if job.voluntary and served is not None and not better(result, served.plans, problem):
-            served.considered = frozenset(job.lives.items())
+        effects: list[Effect] = []
+        if isinstance(result, str):
+            refusals = self._refusals(model)
+            effects = self._fail(model, "; ".join([result, *refusals]), now, hopeless=not refusals)
+        elif job.voluntary and served is not None and not better(result, served.plans, problem):
+            served.considered = job.marks
             del self._jobs[model]
-            return self.review(self._alive, now)
-        job.plans = result
-        return self._cut(model, job, now)
+        else:
+            job.plans = result
+            effects = self._cut(model, job, now)
+        return [*effects, *self.review(self._alive, now)]
 
     def on_cut_done(self, message: CutDone, now: float) -> list[Effect]:
         """The files of the plan are there to be fetched."""
+        if self._term is None:
+            return []
+        named = {record.digest for record in self._catalogue.records}
         for fetch in message.files:
-            self._files[fetch.recipe] = fetch
+            if fetch.recipe.digest in named:
+                self._files[fetch.recipe] = fetch
+        if len(self._files) > FILES_MAX:
+            self._prune(named)
         model, job = self._job_of(message.epoch)
         if job is None or job.phase is not Phase.CUTTING:
             return []
         return self._cut(model, job, now)
 
     def on_cut_failed(self, message: CutFailed, now: float) -> list[Effect]:
-        """The holder could not cut."""
+        """The holder could not cut: another one does next time."""
         model, job = self._job_of(message.epoch)
         return [] if job is None else self._fail(model, message.reason, now)
 
@@ -178,38 +151,49 @@ class Leader:
         if job is None or job.plans is None:
             return []
         job.loaded[source] = frozenset(message.loaded)
-        main = job.plans.main
-        if any(main.epoch not in job.loaded.get(device, ()) for device in main.devices()):
+        if not job.complete():
             return []
         del self._jobs[model]
         self._failures.pop(model, None)
         self._changed_at[model] = now
-        self._served[model] = _Served(job.plans, job.loaded, {}, frozenset(job.lives.items()))
-        return [*self._tell(model), Changed(), *self.review(self._alive, now)]
+        self._served[model] = ActivePlan(job.plans, job.loaded, job.marks)
+        return [Changed(), *self.review(self._alive, now)]
 
     def on_refused(self, source: DeviceId, message: Refused, now: float) -> list[Effect]:
-        """A device cannot prepare: the next plan does without it for a while."""
-        if message.promised is not None and self._term is not None:
-            self._number = max(self._number, message.promised.number)
+        """A device cannot prepare, or not serve any more: the next plan does without it for a while."""
         model, job = self._job_of(message.epoch)
-        if job is None:
-            model = next((name for name, s in self._served.items() if s.plans.main.epoch == message.epoch), "")
-        if not model:
+        served = next((row for row in self._served.values() if row.plans.main.epoch == message.epoch), None)
+        plans = job.plans if job is not None else None if served is None else served.plans
+        if plans is None:
             return []
-        self._refused[model, source] = now + REFUSED_S
-        return self._fail(model, f"{self._name(source)} refused: {message.reason}", now)
+        reason = f"{self._name(source)} refused: {message.reason}"
+        if message.promised is not None and message.promised > message.epoch:
+            # Nothing is wrong with the device: our plan is too old for it.
+            self._number = max(self._number, message.promised.number)
+            return [] if job is None else self._fail(model, reason, now)
+        model = plans.main.model
+        for boot in {plan.lives()[source] for plan in plans.plans if source in plan.lives()}:
+            self._refused[model, source, boot] = (now + REFUSED_S, reason)
+        effects = self._abort(model) if job is not None else []
+        if job is None and served is not None:
+            served.broken = True
+        return [*effects, note("plan_refused", warning=True, model=model, reason=reason), Changed()]
 
-    def on_linked(self, device: DeviceId) -> list[Effect]:
-        """A link is up again: what was said meanwhile may be lost, so it is said anew."""
+    def on_linked(self, device: DeviceId, boot: BootId) -> list[Effect]:
+        """A link is up again: what was said meanwhile may be lost, so it is said anew to this life of the device."""
         effects: list[Effect] = []
+        preparing: list[PlanSet] = []
         for model, job in sorted(self._jobs.items()):
             if job.phase is Phase.PREPARING and job.plans is not None:
-                effects += [effect for effect in self._prepares(job) if effect.to == device]
+                preparing.append(job.plans)
             elif job.phase is Phase.CUTTING and job.holder == device:
                 effects += self._abort(model)
-        for model, served in sorted(self._served.items()):
+        for _, served in sorted(self._served.items()):
             served.told.pop(device, None)
-            effects += self._tell(model)
+            preparing.append(served.plans)
+        for plans in preparing:
+            if all(plan.lives().get(device, boot) == boot for plan in plans.plans):
+                effects += [send for send in self._prepares(plans) if send.to == device]
         return effects
 
     def _review_job(self, record: NameRecord, now: float) -> list[Effect]:
@@ -217,10 +201,9 @@ class Leader:
         job = self._jobs.get(record.name)
         if job is None:
             return []
-        needed = job.plans.main.lives() if job.plans is not None else job.lives
-        lost = [device for device, boot in needed.items() if self._boot(device) != boot]
-        if job.phase is Phase.CUTTING and self._boot(job.holder) is None:
-            lost.append(job.holder)
+        lost = [device for device, boot in job.lives().items() if self._boot(device) != boot]
+        if job.phase is Phase.CUTTING and job.holder not in self._alive:
+            lost.append(record.device)
         if lost or job.digest != record.digest:
             return self._abort(record.name)
         if job.deadline <= now:
@@ -232,60 +215,60 @@ class Leader:
         """Start a job where the model has no plan, a broken one, or devices it has not considered."""
         model = record.name
         card = self._catalogue.card(record.digest)
-        if model in self._jobs or card is None:
+        solving = any(job.phase is Phase.SOLVING for job in self._jobs.values())
+        if model in self._jobs or card is None or solving:
             return []
+        usable = self._usable(model)
         served = self._adopt(record)
-        lives = self._usable(model)
-        if served is None:
-            return self._retry(record, card, lives, now)
-        fresh = frozenset(lives.items()) - served.considered
-        gone = {device for device, _ in served.considered if device not in lives}
-        if not fresh and not gone:
+        whole = served is not None and not served.broken and runs_on(served.plans.main, self._lives())
+        due = self._voluntary_at(model, served, usable, now) if served is not None and whole else now
+        failure = self._failures.get(model)
+        if failure is not None and failure.signature == self._signature(record):
+            due = None if due is None else max(due, failure.until)
+        if due is None:
             return []
-        steady = max((self._since[life] for life in fresh if life in self._since), default=now - STABLE_S) + STABLE_S
-        due = max(steady, self._changed_at.get(model, -VOLUNTARY_S) + VOLUNTARY_S) if fresh else now
         if due > now:
             self._wake_at(due)
             return []
-        return self._solve(record, card, lives, now, voluntary=True)
+        return self._solve(record, card, served, now, voluntary=whole)
 
-    def _retry(self, record: NameRecord, card: Card, lives: dict[DeviceId, BootId], now: float) -> list[Effect]:
-        """Solve for a model without a plan, unless that failed just now and nothing has changed since."""
-        failure = self._failures.get(record.name)
-        signature = self._signature(record, lives)
-        if failure is not None and failure.signature == signature and failure.until > now:
-            self._wake_at(failure.until)
-            return []
-        return self._solve(record, card, lives, now, voluntary=False)
+    def _voluntary_at(self, model: str, served: ActivePlan, usable: tuple[Member, ...], now: float) -> float | None:
+        """When a plan that works is to be looked at again; None while the devices are those it was made for."""
+        devices = {member.device_id for member in usable}
+        if not devices.issuperset(served.plans.main.devices()):
+            # A device of the plan refused another one: leave well alone until it may be asked again.
+            return None
+        fresh = {mark_of(member) for member in usable} - served.considered
+        if not fresh:
+            gone = {mark[0] for mark in served.considered} - devices
+            return now if gone else None
+        steady = max(self._since[device, boot] for device, boot, _, _ in fresh) + STABLE_S
+        changed_at = self._changed_at.get(model)
+        return steady if changed_at is None else max(steady, changed_at + VOLUNTARY_S)
 
-    def _adopt(self, record: NameRecord) -> _Served | None:
-        """The plan that serves this model, this leader's or an earlier one's; None where it is broken."""
+    def _adopt(self, record: NameRecord) -> ActivePlan | None:
+        """The row of the plan that serves this model: this leader's, or one that another made and this node learnt."""
         active = self._book.active(record.name)
         served = self._served.get(record.name)
-        if served is None and active is not None:
-            loaded = {device: self._book.ready(record.name) for device in active.main.devices()}
-            served = self._served[record.name] = _Served(active, loaded)
-        if served is None:
-            return None
-        main = served.plans.main
-        whole = all(self._boot(device) == boot for device, boot in main.lives().items())
-        if main.digest == record.digest and whole:
-            return served
-        return None
+        if active is not None and (served is None or served.plans.main.epoch < active.main.epoch):
+            served = self._served[record.name] = adopted(active, self._book.ready(record.name))
+        return served if served is not None and served.plans.main.digest == record.digest else None
 
     def _solve(
-        self, record: NameRecord, card: Card, lives: dict[DeviceId, BootId], now: float, *, voluntary: bool
+        self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, *, voluntary: bool
     ) -> list[Effect]:
         assert self._term is not None
         self._number += 1
         epoch = Epoch(self._term, self._me, self._number)
-        self._jobs[record.name] = _Job(Phase.SOLVING, epoch, record.digest, lives, voluntary, now + SOLVE_S)
+        members = self._usable(record.name)
+        self._jobs[record.name] = Job(Phase.SOLVING, epoch, record.digest, members, voluntary, now + SOLVE_S)
         self._wake_at(now + SOLVE_S)
-        members = tuple(self._alive[device] for device in sorted(lives))
-        problem = Problem(record.name, card, members, epoch, self._used_elsewhere(record.name), len(self._alive))
-        return [Solve(record.name, problem)]
+        # What is loaded already goes on at once, unless another plan is much better.
+        current = None if served is None else served.usable({m.device_id: m.boot_id for m in members})
+        used = self._used_elsewhere(record.name)
+        return [Solve(record.name, Problem(record.name, card, members, epoch, used, len(self._alive), current))]
 
-    def _cut(self, model: str, job: _Job, now: float) -> list[Effect]:
+    def _cut(self, model: str, job: Job, now: float) -> list[Effect]:
         """Have the recipes cut whose files are not known; then prepare."""
         assert job.plans is not None
         wanted = sorted({recipe for plan in job.plans.plans for recipe, _ in plan.placements()})
@@ -294,35 +277,35 @@ class Leader:
             return self._prepare(model, job, now)
         if job.phase is Phase.CUTTING:
             return self._fail(model, "the holder did not cut every shard", now)
-        cutters = [
-            device
-            for device in self._catalogue.holders(job.digest)
-            if device in self._alive and self._alive[device].capability.can_cut
-        ]
+        holders = [device for device in self._catalogue.holders(job.digest) if device in self._alive]
+        cutters = [device for device in holders if self._alive[device].capability.can_cut]
         if not cutters:
             return self._fail(model, "no device that holds the file can cut it (ai-edge-litert cuts)", now)
+        cutters.sort(key=lambda device: (device != self._me, device))
+        failure = self._failures.get(model)
         job.phase, job.deadline = Phase.CUTTING, now + CUT_S
-        job.holder = self._me if self._me in cutters else cutters[0]
+        job.holder = cutters[(0 if failure is None else failure.tries) % len(cutters)]
         self._wake_at(job.deadline)
         return [Send(job.holder, Cut(job.epoch, model, missing))]
 
-    def _prepare(self, model: str, job: _Job, now: float) -> list[Effect]:
+    def _prepare(self, model: str, job: Job, now: float) -> list[Effect]:
         assert job.plans is not None
-        prepares = self._prepares(job)
+        prepares = self._prepares(job.plans)
         size_bytes = sum(fetch.size_bytes for sent in prepares for fetch in sent.message.fetch)
         job.phase, job.deadline = Phase.PREPARING, now + PREPARE_S + size_bytes / PREPARE_BYTES_PER_S
         self._wake_at(job.deadline)
         placed = {self._name(device): len(job.plans.main.recipes_of(device)) for device in job.plans.main.devices()}
         return [*prepares, note("plan_preparing", model=model, epoch=str(job.epoch), shards=placed)]
 
-    def _prepares(self, job: _Job) -> list[Send[Prepare]]:
-        """What each device of a plan set must hold, as messages."""
-        assert job.plans is not None
+    def _prepares(self, plans: PlanSet) -> list[Send[Prepare]]:
+        """What each device of a plan set must hold, as messages; none where the files are another leader's affair."""
+        if any(recipe not in self._files for plan in plans.plans for recipe, _ in plan.placements()):
+            return []
         sends: list[Send[Prepare]] = []
-        for device in sorted({device for plan in job.plans.plans for device in plan.devices()}):
-            recipes = sorted({recipe for plan in job.plans.plans for recipe in plan.recipes_of(device)})
+        for device in sorted({device for plan in plans.plans for device in plan.devices()}):
+            recipes = sorted({recipe for plan in plans.plans for recipe in plan.recipes_of(device)})
             files = tuple(self._with_holders(self._files[recipe]) for recipe in recipes)
-            sends.append(Send(device, Prepare(job.plans, files)))
+            sends.append(Send(device, Prepare(plans, files)))
         return sends
 
     def _with_holders(self, fetch: Fetch) -> Fetch:
@@ -332,29 +315,35 @@ class Leader:
         first = [device for device in fetch.holders if device in self._alive]
         return Fetch(recipe, fetch.sha256, fetch.size_bytes, tuple(dict.fromkeys([*first, *cutters])))
 
+    def _prune(self, named: set[str]) -> None:
+        """Forget files of models without a name; where that is not enough, those of no plan at hand."""
+        sets = [*(job.plans for job in self._jobs.values()), *(served.plans for served in self._served.values())]
+        plans = [plan for plan_set in sets if plan_set is not None for plan in plan_set.plans]
+        used = {recipe for plan in plans for recipe, _ in plan.placements()}
+        self._files = {recipe: fetch for recipe, fetch in self._files.items() if recipe.digest in named}
+        if len(self._files) > FILES_MAX:
+            self._files = {recipe: fetch for recipe, fetch in self._files.items() if recipe in used}
+
     def _tell(self, model: str) -> list[Effect]:
         """Give the active plan to every alive device that has not heard of it in this form."""
         served = self._served.get(model)
         if served is None or self._term is None:
             return []
-        ready = tuple(plan.epoch for plan in served.plans.plans if _loaded(plan, served.loaded))
+        ready = served.ready()
         effects: list[Effect] = []
         for device, member in sorted(self._alive.items()):
             said = (member.boot_id, ready)
             if served.told.get(device) != said:
                 served.told[device] = said
                 effects.append(Send(device, Activate(served.plans, ready)))
+        served.told = {device: said for device, said in served.told.items() if device in self._alive}
         return effects
 
     def _forget(self, model: str) -> list[Effect]:
-        """A model that has no name any more."""
-        effects = self._abort(model)
-        self._served.pop(model, None)
-        self._failures.pop(model, None)
-        active = self._book.active(model)
-        if active is not None:
-            effects += [Send(device, Retire(model, active.main.epoch)) for device in sorted(self._alive)]
-        return effects
+        """A model that has no name any more; every node drops its plans by itself."""
+        for table in (self._served, self._failures, self._changed_at):
+            table.pop(model, None)
+        return self._abort(model)
 
     def _abort(self, model: str) -> list[Effect]:
         """End a job; whoever prepared for it may drop it."""
@@ -365,44 +354,60 @@ class Leader:
         return [Send(device, Retire(model, job.epoch)) for device in sorted(devices) if device in self._alive]
 
     def _fail(self, model: str, reason: str, now: float, *, hopeless: bool = False) -> list[Effect]:
-        """End a job; the next try waits for a change of the devices, or a moment."""
+        """End a job; the next try waits for a change of the devices, or a while."""
+        voluntary = model in self._jobs and self._jobs[model].voluntary
         effects = self._abort(model)
         record = next((record for record in self._catalogue.records if record.name == model), None)
         if record is not None:
-            signature = self._signature(record, self._usable(model))
-            self._failures[model] = _Failure(reason, signature, now + BACKOFF_S)
-            self._wake_at(now + BACKOFF_S)
-            word = Unplanned(model, record.digest, reason, hopeless)
-            effects += [Send(device, word) for device in sorted(self._alive)]
-        served = self._served.get(model)
-        if served is not None:
-            served.considered = frozenset((d, m.boot_id) for d, m in self._alive.items())
+            signature = self._signature(record)
+            old = self._failures.get(model)
+            tries = old.tries + 1 if old is not None and old.signature == signature else 0
+            wait_s = BACKOFF_MAX_S if hopeless else min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(tries, 10))
+            self._failures[model] = Failure(signature, now + wait_s, tries)
+            self._wake_at(now + wait_s)
+            if not voluntary:
+                word = Unplanned(model, record.digest, reason, hopeless)
+                effects += [Send(device, word) for device in sorted(self._alive)]
         return [*effects, note("no_plan", warning=True, model=model, reason=reason), Changed()]
 
     def _used_elsewhere(self, model: str) -> dict[DeviceId, int]:
-        """Bytes that the active plans of the other models take on each device; their contingencies give way."""
+        """Bytes that the plans of the other models take on each device, or will; their contingencies give way."""
         used: dict[DeviceId, int] = {}
-        for name in self._book.models:
-            plans = self._book.active(name)
-            card = None if plans is None else self._catalogue.card(plans.main.digest)
-            if name == model or plans is None or card is None:
-                continue
-            for recipe, shard in plans.main.placements():
-                cost = memory_bytes(card, recipe, plans.main.window)
-                used[shard.device] = used.get(shard.device, 0) + cost
+        for name in sorted({*self._book.models, *self._jobs} - {model}):
+            active, job = self._book.active(name), self._jobs.get(name)
+            most: dict[DeviceId, int] = {}
+            for plans in (active, None if job is None else job.plans):
+                card = None if plans is None else self._catalogue.card(plans.main.digest)
+                if plans is not None and card is not None:
+                    for device, size in plan_memory(card, plans.main).items():
+                        most[device] = max(most.get(device, 0), size)
+            for device, size in most.items():
+                used[device] = used.get(device, 0) + size
         return used
 
-    def _usable(self, model: str) -> dict[DeviceId, BootId]:
-        """The alive devices that have not refused this model of late, with their boots."""
-        return {d: m.boot_id for d, m in sorted(self._alive.items()) if (model, d) not in self._refused}
+    def _usable(self, model: str) -> tuple[Member, ...]:
+        """The alive devices that have not refused this model of late, sorted by id."""
+        return tuple(
+            member
+            for device, member in sorted(self._alive.items())
+            if (model, device, member.boot_id) not in self._refused
+        )
 
-    def _signature(self, record: NameRecord, lives: dict[DeviceId, BootId]) -> tuple[object, ...]:
+    def _refusals(self, model: str) -> list[str]:
+        """What devices said that are planned without, one line each."""
+        return sorted({reason for (name, _, _), (_, reason) in self._refused.items() if name == model})
+
+    def _signature(self, record: NameRecord) -> tuple[object, ...]:
+        """What a failure depends on: the model, the devices, who holds the file, what other models take."""
         holders = tuple(device for device in self._catalogue.holders(record.digest) if device in self._alive)
-        budgets = tuple(self._alive[device].capability.memory_bytes for device in sorted(lives))
-        return (record.digest, tuple(sorted(lives.items())), budgets, holders)
+        marks = tuple(mark_of(member) for member in self._usable(record.name))
+        return (record.digest, marks, holders, tuple(sorted(self._used_elsewhere(record.name).items())))
 
-    def _job_of(self, epoch: Epoch) -> tuple[str, _Job | None]:
+    def _job_of(self, epoch: Epoch) -> tuple[str, Job | None]:
         return next(((model, job) for model, job in self._jobs.items() if job.epoch == epoch), ("", None))
+
+    def _lives(self) -> dict[DeviceId, BootId]:
+        return {device: member.boot_id for device, member in self._alive.items()}
 
     def _boot(self, device: DeviceId) -> BootId | None:
         member = self._alive.get(device)
@@ -414,8 +419,3 @@ class Leader:
 
     def _wake_at(self, when: float) -> None:
         self._wake = when if self._wake is None else min(self._wake, when)
-
-
-def _loaded(plan: Plan, loaded: Mapping[DeviceId, frozenset[Epoch]]) -> bool:
-    """Whether every device of a plan has loaded its shards of it."""
-    return all(plan.epoch in loaded.get(device, ()) for device in plan.devices())

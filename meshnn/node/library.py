@@ -6,19 +6,18 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from meshnn.cluster.member import DeviceId
+from meshnn.device.mapping import mapped
 from meshnn.device.store import Store
 from meshnn.device.trial import Trial, attempt
 from meshnn.errors import ModelError
 from meshnn.graph import schema
 from meshnn.graph.card import Card
-from meshnn.graph.cut import fragment
 from meshnn.graph.describe import card_of
 from meshnn.graph.ir import Graph
 from meshnn.graph.reader import read
 from meshnn.graph.shapes import with_shapes
+from meshnn.graph.splits.shard import shard
 from meshnn.graph.writer import write
 from meshnn.node.effects import Fetch
 from meshnn.node.messages import NameRecord, Want
@@ -38,7 +37,7 @@ class Library:
         self._card = card
         self._fetch = fetch
         self._cutting = asyncio.Lock()
-        self._graphs: dict[str, Graph] = {}
+        self._graphs: dict[str, tuple[Graph, Card]] = {}
 
     async def take(self, path: Path, name: str) -> Card:
         """Store a model file from outside: read, tried in a child process, described; ModelError, NodeError."""
@@ -76,7 +75,7 @@ class Library:
     def _take(self, path: Path, name: str) -> Card:
         digest, stored = self._store.add_model(path)
         try:
-            graph = read(np.memmap(stored, dtype=np.uint8, mode="r"), name=name)
+            graph = read(mapped(stored), name=name)
             tried: Trial = attempt(stored)
             card = card_of(with_shapes(graph, tried.shapes), digest, stored.stat().st_size, name)
         except ModelError:
@@ -92,23 +91,22 @@ class Library:
         """One shard's file: its digest and size."""
         path = self._store.path("shard", recipe.key)
         if path is None:
-            path = self._store.write_shard(recipe.key, write(shard_of(self._graph(recipe.digest), recipe)).chunks())
+            path = self._store.write_shard(recipe.key, write(shard_of(*self._graph(recipe.digest), recipe)).chunks())
         return ShardFile(recipe, self._store.digest_of("shard", recipe.key), path.stat().st_size, (self._me,))
 
-    def _graph(self, digest: str) -> Graph:
-        """A model held here, with every shape that its card states."""
+    def _graph(self, digest: str) -> tuple[Graph, Card]:
+        """A model held here, with every shape that its card states, and described anew, by this device's own rules."""
         if digest not in self._graphs:
             path = self._store.path("model", digest)
             card = self._card(digest)
             if path is None or card is None:
                 raise ModelError(f"model {digest[:12]} is not on this device")
-            graph = read(np.memmap(path, dtype=np.uint8, mode="r"), name=card.name)
-            self._graphs[digest] = with_shapes(graph, {tensor.index: tensor.shape for tensor in card.tensors})
+            graph = read(mapped(path), name=card.name)
+            graph = with_shapes(graph, {tensor.index: tensor.shape for tensor in card.tensors})
+            self._graphs[digest] = graph, card_of(graph, digest, card.size_bytes, card.name)
         return self._graphs[digest]
 
 
-def shard_of(graph: Graph, recipe: Recipe) -> Graph:
-    """The standalone graph a recipe names; ModelError where its split is not known."""
-    if recipe.split == "none":
-        return fragment(graph, recipe.first, recipe.last)
-    raise ModelError(f"the split {recipe.split!r} is not known here")
+def shard_of(graph: Graph, card: Card, recipe: Recipe) -> Graph:
+    """The standalone graph a recipe names; `card` describes the graph. ModelError where its split is refused."""
+    return shard(graph, recipe.first, recipe.last, recipe.split, recipe.part, recipe.shares, card)

@@ -13,7 +13,11 @@ FileKind = Literal["model", "shard", "card"]
 
 
 class NameRecord(msgspec.Struct, frozen=True):
-    """A model's name: which file it means, by whom and when it was said. The greater (stamp, device) holds."""
+    """A model's name: which file it means, by whom and when it was said. The greater `order` holds.
+
+    `stamp` counts the changes of the name. A device may lose what it wrote last and use a stamp twice: the rest of
+    `order` decides then, so that all members end with the same record.
+    """
 
     name: str
     digest: str
@@ -23,9 +27,9 @@ class NameRecord(msgspec.Struct, frozen=True):
     removed: bool = False
 
     @property
-    def order(self) -> tuple[int, str]:
+    def order(self) -> tuple[int, str, bool, str]:
         """What decides between two records of one name."""
-        return (self.stamp, self.device)
+        return (self.stamp, self.device, self.removed, self.digest)
 
 
 class Names(msgspec.Struct, frozen=True, tag=True):
@@ -35,7 +39,7 @@ class Names(msgspec.Struct, frozen=True, tag=True):
 
 
 class Holdings(msgspec.Struct, frozen=True, tag=True):
-    """What the sender holds: digests of whole models, and the names it knows, as `name@stamp`."""
+    """What the sender holds: digests of whole models, and the names it knows, as `name@stamp@digest`."""
 
     version: int
     models: tuple[str, ...]

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from meshnn.cluster.member import BootId, DeviceId
-from meshnn.errors import DeadlineError, InputError, MeshError, PeerError, StaleEpochError, from_code
+from meshnn.errors import DeadlineError, InputError, MeshError, NodeError, PeerError, StaleEpochError, from_code
 from meshnn.graph.card import Card
 from meshnn.net.tasks import TaskSet
-from meshnn.net.transport import Transport
 from meshnn.node.assembly import Arrival, Assembly, Complete, Key
-from meshnn.node.carrier import Carrier, Load
+from meshnn.node.carrier import Ground, Load
 from meshnn.node.ledger import Ledger
 from meshnn.node.pipeline import Pipeline
 from meshnn.node.request import Answer, Attempt, CancelAttempt, Dispatch, Effect, Fail
-from meshnn.node.served import Served
 from meshnn.node.slices import Array, Passage, parcels
 from meshnn.plan.messages import Cancel, Failed, StageTime
 from meshnn.plan.plan import Plan
@@ -60,24 +58,14 @@ class Origin:
     """Asks on behalf of this device; the only one that retries, and the only one that answers."""
 
     def __init__(
-        self,
-        me: tuple[DeviceId, BootId],
-        transport: Transport,
-        served: Served,
-        clock: Callable[[], float],
-        carrier: Carrier,
-        pipeline: Pipeline,
-        ledger: Ledger,
-        *,
-        assembly_bytes: int,
-        rearm: Callable[[], None],
+        self, ground: Ground, pipeline: Pipeline, ledger: Ledger, rearm: Callable[[], None], *, assembly_bytes: int
     ) -> None:
-        """Of this node's life `me`; `rearm` is called when `deadline` may have become another."""
-        self._me, self._boot = me
-        self._transport = transport
-        self._served = served
-        self._clock = clock
-        self._carrier = carrier
+        """Local stages are reached through `pipeline`; `rearm` is called when `deadline` may have become another."""
+        self._me, self._boot = ground.me, ground.boot
+        self._transport = ground.transport
+        self._served = ground.served
+        self._clock = ground.clock
+        self._carrier = ground.carrier
         self._pipeline = pipeline
         self._ledger = ledger
         self._assembly = Assembly(assembly_bytes)
@@ -104,7 +92,7 @@ class Origin:
         await self._tasks.stop()
         for asked in list(self._asked.values()):
             if not asked.answer.done():
-                asked.answer.set_exception(DeadlineError("this node is stopping"))
+                asked.answer.set_exception(NodeError("this node is stopping"))
 
     async def ask(self, model: str, inputs: Mapping[int, Array], deadline_s: float) -> Outcome:
         """Have the mesh run a model on raw inputs (by tensor index); see `DataPlane.ask`."""

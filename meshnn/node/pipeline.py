@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -16,10 +16,8 @@ from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import BusyError, MeshError, PeerError, StaleEpochError, UsageError
 from meshnn.graph.card import Card
 from meshnn.net.tasks import TaskSet
-from meshnn.net.transport import Transport
 from meshnn.node.assembly import Arrival, Assembly, Complete, Key, Target
-from meshnn.node.carrier import Carrier, Load
-from meshnn.node.served import Served
+from meshnn.node.carrier import Ground, Load
 from meshnn.node.slices import Array, Parcel, Passage, parcels
 from meshnn.plan import boxes
 from meshnn.plan.messages import Failed, StageTime
@@ -33,6 +31,8 @@ EWMA_WEIGHT = 0.2
 ROUTES_LIMIT = 128
 # A cancelled attempt may still be inside when its successor comes: room for both.
 WINDOWS = 2
+# Characters of a reason: a runtime may tell long stories.
+MESSAGE_LIMIT = 1000
 
 _log = logger(__name__)
 
@@ -106,25 +106,14 @@ class RouteBook:
 class Pipeline:
     """The stage side of the data plane: slices in, shards run, slices out; trouble goes to the request's origin."""
 
-    def __init__(
-        self,
-        me: tuple[DeviceId, BootId],
-        transport: Transport,
-        engine: Runner,
-        served: Served,
-        clock: Callable[[], float],
-        carrier: Carrier,
-        *,
-        assembly_bytes: int,
-        runs: int,
-    ) -> None:
+    def __init__(self, ground: Ground, engine: Runner, *, assembly_bytes: int, runs: int) -> None:
         """`runs` is how many shards may be handed to the engine at once."""
-        self._me, self._boot = me
-        self._transport = transport
+        self._me, self._boot = ground.me, ground.boot
+        self._transport = ground.transport
         self._engine = engine
-        self._served = served
-        self._clock = clock
-        self._carrier = carrier
+        self._served = ground.served
+        self._clock = ground.clock
+        self._carrier = ground.carrier
         self._routes = RouteBook()
         self._assembly = Assembly(assembly_bytes)
         self._slots = asyncio.Semaphore(runs)
@@ -221,7 +210,8 @@ class Pipeline:
     def report(self, passage: Passage, stage: int, error: MeshError, culprit: str = "") -> None:
         """Tell the origin that an attempt ends here, and why."""
         newest = self._served.newest(passage.model)
-        failed = Failed(passage.request, passage.attempt, stage, error.code, str(error), culprit, newest)
+        told = str(error)[:MESSAGE_LIMIT]
+        failed = Failed(passage.request, passage.attempt, stage, error.code, told, culprit, newest)
         if passage.origin != self._me:
             self._transport.send(passage.origin, failed)
         elif self.home is not None and passage.origin_boot == self._boot:
@@ -229,7 +219,7 @@ class Pipeline:
 
     def on_plans_changed(self) -> None:
         """What waits for a plan that is no longer served cannot come to anything: its origins hear so."""
-        for key in self._assembly.keys:
+        for key in self._assembly.collecting:
             if self._served.plan(key.passage.model, key.passage.epoch) is None:
                 self._assembly.drop(key)
                 self.report(key.passage, key.stage, StaleEpochError(f"plan {key.passage.epoch} was retired here"))
@@ -250,7 +240,10 @@ class Pipeline:
                 time = StageTime(key.stage, key.part, self._me, compute_s * 1000, complete.received_bytes)
                 await self._hand_on(site, complete, arrays, (*complete.times, time))
         except MeshError as error:
-            self.report(key.passage, key.stage, error)
+            # Where the shard was unloaded meanwhile the plan is over, and the model not at fault.
+            unloaded = self._served.handle(site.recipe) != site.handle
+            gone = StaleEpochError(f"plan {key.passage.epoch} was retired here")
+            self.report(key.passage, key.stage, gone if unloaded else error)
         finally:
             self._assembly.finish(key)
 

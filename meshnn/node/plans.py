@@ -15,6 +15,10 @@ from meshnn.plan.ranges import memory_bytes
 
 # How long a replaced plan stays servable for the requests inside it, in seconds.
 DRAIN_S = 5.0
+# How long a prepared plan waits for another word once its leader is gone or the link to it broke, in seconds.
+ORPHAN_S = 15.0
+# Models of which "no plan" is remembered; the oldest word goes first.
+UNPLANNED_MAX = 256
 
 
 @dataclass(slots=True)
@@ -25,6 +29,7 @@ class _Entry:
     files: dict[Recipe, Fetch] = field(default_factory=dict)
     ready: frozenset[Epoch] = frozenset()
     reported: Ready | Refused | None = None
+    orphan_until: float | None = None
 
 
 class PlanBook:
@@ -44,13 +49,20 @@ class PlanBook:
 
     @property
     def deadline(self) -> float | None:
-        """When the next replaced plan is dropped, in the caller's clock."""
-        return min((until for _, until in self._draining.values()), default=None)
+        """When the next replaced or orphaned plan is dropped, in the caller's clock."""
+        times = [until for _, until in self._draining.values()]
+        times += [entry.orphan_until for entry in self._prepared.values() if entry.orphan_until is not None]
+        return min(times, default=None)
 
     @property
     def models(self) -> tuple[str, ...]:
         """The models with an active plan, sorted."""
         return tuple(sorted(self._active))
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The models with an active or a prepared plan, or a word that there is none, sorted."""
+        return tuple(sorted({*self._active, *self._prepared, *self._unplanned}))
 
     def active(self, model: str) -> PlanSet | None:
         """The plan set that serves a model."""
@@ -88,15 +100,32 @@ class PlanBook:
 
     def on_unplanned(self, message: Unplanned) -> list[Effect]:
         """The leader found no plan."""
+        self._unplanned.pop(message.model, None)
         self._unplanned[message.model] = message
+        for model in list(self._unplanned)[:-UNPLANNED_MAX]:
+            del self._unplanned[model]
         return [Changed()]
 
-    def on_leader(self, leader: DeviceId | None) -> list[Effect]:
-        """Another leader: it hears anew what is loaded here."""
+    def on_leader(self, leader: DeviceId | None, now: float) -> list[Effect]:
+        """Another leader, or another term: it hears what serves here and what is loaded; what was prepared waits."""
         self._leader = leader
-        for entry in (*self._active.values(), *self._prepared.values()):
+        return [] if leader is None else self._introduce(leader, now)
+
+    def on_linked(self, device: DeviceId, now: float) -> list[Effect]:
+        """A link is up: what the leader was told over an earlier one may be lost, so it hears it again."""
+        return self._introduce(device, now) if device == self._leader else []
+
+    def _introduce(self, leader: DeviceId, now: float) -> list[Effect]:
+        """Tell the leader the active plans (a former leader may have told them to few), and orphan prepared ones."""
+        effects: list[Effect] = []
+        for _, entry in sorted(self._active.items()):
             entry.reported = None
-        return self._report()
+            if leader != self._me:
+                effects.append(Send(leader, Activate(entry.plans, tuple(sorted(entry.ready)))))
+        for entry in self._prepared.values():
+            entry.reported = None
+            entry.orphan_until = now + ORPHAN_S
+        return [*effects, *self._report()]
 
     def on_prepare(self, source: DeviceId, message: Prepare, now: float) -> list[Effect]:
         """Hold these shards, unless a newer plan is known or the plan means another life of this device."""
@@ -108,25 +137,29 @@ class PlanBook:
         if lives - {self._boot}:
             return [Send(source, Refused(main.epoch, "the plan means an earlier life of this device", known))]
         self._leader = source
-        entry = self._prepared.get(main.model)
-        if entry is None or entry.plans.main.epoch != main.epoch:
-            entry = _Entry(message.plans)
-            self._prepared[main.model] = entry
+        entry = self._entry(main.model, main.epoch)
+        if entry is None:
+            entry = self._prepared[main.model] = _Entry(message.plans)
         entry.files = {fetch.recipe: fetch for fetch in message.fetch}
         entry.reported = None
-        retried = [effect for recipe in entry.files for effect in self._shards.retry(recipe)]
-        return [*retried, *self._arrange(now)]
+        entry.orphan_until = None
+        # What failed is forgotten, so that arranging tries it anew.
+        self._shards.forgive(entry.files)
+        return self._arrange()
 
-    def on_activate(self, message: Activate, now: float) -> list[Effect]:
-        """From now on this plan set serves its model; what it replaces drains."""
+    def on_card(self) -> list[Effect]:
+        """A card arrived: what waits for it can be counted now."""
+        return self._arrange()
+
+    def on_activate(self, source: DeviceId, message: Activate, now: float) -> list[Effect]:
+        """From now on this plan set serves its model; what it replaces drains. An older one is answered with ours."""
         main = message.plans.main
-        self._unplanned.pop(main.model, None)
         current = self._active.get(main.model)
         if current is not None and main.epoch < current.plans.main.epoch:
-            return []
+            return [Send(source, Activate(current.plans, tuple(sorted(current.ready))))] if source != self._me else []
+        self._unplanned.pop(main.model, None)
         if current is not None and current.plans.main.epoch == main.epoch:
-            current.ready = frozenset(message.ready)
-            return [PlansChanged()]
+            return self._confirm(source, current, message)
         prepared = self._prepared.get(main.model)
         entry = _Entry(message.plans)
         if prepared is not None and prepared.plans.main.epoch <= main.epoch:
@@ -137,7 +170,14 @@ class PlanBook:
         self._active[main.model] = entry
         if current is not None:
             self._draining[current.plans.main.epoch] = (current, now + DRAIN_S)
-        return [note("plan_active", model=main.model, epoch=str(main.epoch)), PlansChanged(), *self._arrange(now)]
+        return [note("plan_active", model=main.model, epoch=str(main.epoch)), PlansChanged(), *self._arrange()]
+
+    def _confirm(self, source: DeviceId, current: _Entry, message: Activate) -> list[Effect]:
+        """The active plan again: the leader's word on what is loaded holds; a follower's is no news to a leader."""
+        if (self._leader == self._me != source) or current.ready == frozenset(message.ready):
+            return []
+        current.ready = frozenset(message.ready)
+        return [PlansChanged()]
 
     def on_retire(self, message: Retire, now: float) -> list[Effect]:
         """Drop a plan that never served, or serves no longer."""
@@ -149,27 +189,41 @@ class PlanBook:
         if active is not None and active.plans.main.epoch == message.epoch:
             del self._active[message.model]
             self._draining[message.epoch] = (active, now + DRAIN_S)
-        return [PlansChanged(), *self._arrange(now)]
+        return [PlansChanged(), *self._arrange()]
 
-    def on_shards(self, now: float) -> list[Effect]:
+    def on_gone(self, model: str, now: float) -> list[Effect]:
+        """A model that was removed: nothing of it stays, whatever its leader managed to say."""
+        self._unplanned.pop(model, None)
+        epochs = [entry.plans.main.epoch for table in (self._active, self._prepared) if (entry := table.get(model))]
+        return [effect for epoch in dict.fromkeys(epochs) for effect in self.on_retire(Retire(model, epoch), now)]
+
+    def on_shards(self) -> list[Effect]:
         """A shard was fetched, loaded or refused: tell the leader what that means."""
-        del now
         return [PlansChanged(), *self._report()]
 
     def on_deadline(self, now: float) -> list[Effect]:
-        """Drop what has drained long enough."""
+        """Drop what has drained long enough, and what nobody activated."""
         over = [epoch for epoch, (_, until) in self._draining.items() if until <= now]
         for epoch in over:
             del self._draining[epoch]
-        return self._arrange(now) if over else []
+        late = [
+            m for m, entry in self._prepared.items() if entry.orphan_until is not None and entry.orphan_until <= now
+        ]
+        for model in late:
+            del self._prepared[model]
+        return [PlansChanged(), *self._arrange()] if over or late else []
+
+    def _entry(self, model: str, epoch: Epoch) -> _Entry | None:
+        """The active or prepared plan set of this very epoch."""
+        entries = (self._active.get(model), self._prepared.get(model))
+        return next((entry for entry in entries if entry is not None and entry.plans.main.epoch == epoch), None)
 
     def _epochs(self, model: str) -> list[Epoch]:
         entries = (self._active.get(model), self._prepared.get(model))
         return [entry.plans.main.epoch for entry in entries if entry is not None]
 
-    def _arrange(self, now: float) -> list[Effect]:
+    def _arrange(self) -> list[Effect]:
         """Tell the shards what every plan here wants of this device."""
-        del now
         wanted: list[Wanted] = []
         for entry in self._prepared.values():
             wanted += self._wishes(entry, Level.PREPARING, Level.SPARE)
@@ -187,7 +241,7 @@ class PlanBook:
                 continue
             level = spare if plan.epoch.absent else main
             mine = [recipe for recipe in plan.recipes_of(self._me) if recipe in entry.files]
-            wishes += [Wanted(entry.files[r], level, memory_bytes(card, r, plan.window)) for r in mine]
+            wishes += [Wanted(entry.files[r], level, memory_bytes(card, r, plan.window), plan.model) for r in mine]
         return wishes
 
     def _report(self) -> list[Effect]:
@@ -210,4 +264,4 @@ class PlanBook:
             plan.epoch for plan in mine if all(self._shards.handle(r) is not None for r in plan.recipes_of(self._me))
         ]
         on_disk = [plan.epoch for plan in mine if all(self._shards.has_file(r) for r in plan.recipes_of(self._me))]
-        return Ready(main.epoch, tuple(loaded), tuple(on_disk)) if loaded or on_disk else None
+        return Ready(main.epoch, tuple(loaded), tuple(on_disk)) if loaded or on_disk or entry.reported else None

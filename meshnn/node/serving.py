@@ -5,7 +5,8 @@ from __future__ import annotations
 from meshnn.cluster.member import DeviceId
 from meshnn.graph.card import Card
 from meshnn.node.core import Core
-from meshnn.plan.devices import DeviceInfo, Links, speed_of
+from meshnn.node.problem import info_of
+from meshnn.plan.devices import Links
 from meshnn.plan.plan import Epoch, Plan, Recipe
 from meshnn.plan.predict import predict
 
@@ -37,7 +38,10 @@ class Serving:
     def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
         """The plan to use without the devices in `avoid`; the cards of its model must be here too."""
         plan = self._core.book.choose(model, avoid)
-        return None if plan is None or self.card(plan.digest) is None else plan
+        # While a replaced model's old plan is still active, requests of the new one wait.
+        if plan is None or self.card(plan.digest) is None or plan.digest != self._core.catalogue.current(model):
+            return None
+        return plan
 
     def newest(self, model: str) -> Epoch | None:
         """The newest epoch known for a model."""
@@ -52,20 +56,17 @@ class Serving:
 
     def predicted_s(self, plan: Plan) -> float:
         """What the planner expects one request to take, in seconds; 0 where it does not know the devices."""
-        if plan.epoch not in self._predicted:
+        known = self._predicted.get(plan.epoch) or self._predict(plan)
+        if known and plan.epoch not in self._predicted:
             if len(self._predicted) >= PREDICTED_MAX:
                 self._predicted.clear()
-            self._predicted[plan.epoch] = self._predict(plan)
-        return self._predicted[plan.epoch]
+            self._predicted[plan.epoch] = known
+        return known
 
     def _predict(self, plan: Plan) -> float:
         members = self._core.cluster.members
         card = self.card(plan.digest)
         if card is None or any(device not in members for device in plan.devices()):
             return 0.0
-        infos = []
-        for device in plan.devices():
-            capability = members[device].capability
-            speed = speed_of(capability.speed)
-            infos.append(DeviceInfo(device, members[device].boot_id, capability.memory_bytes, speed))
+        infos = [info_of(members[device]) for device in plan.devices()]
         return predict(plan, card, infos, Links()).latency_ms / 1000

@@ -16,12 +16,15 @@ FETCHES_MAX = 2
 
 
 class Level(enum.IntEnum):
-    """How much a shard is needed: one of a higher number gives way to one of a lower."""
+    """How much a shard is needed: one of a higher number gives way to one of a lower.
+
+    A spare one waits for what drains, in which requests are still under way.
+    """
 
     PREPARING = 0
     ACTIVE = 1
-    SPARE = 2
-    DRAINING = 3
+    DRAINING = 2
+    SPARE = 3
 
 
 class State(enum.Enum):
@@ -37,11 +40,12 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A shard some plan gives this device: its file, how much it is needed, what it costs in memory."""
+    """A shard that a model's plan gives this device: its file, how much it is needed, what it costs in memory."""
 
     fetch: Fetch
     level: Level
     cost_bytes: int
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +99,18 @@ class Shards:
         fresh: dict[Recipe, Wanted] = {}
         for wish in wanted:
             old = fresh.get(wish.fetch.recipe)
-            if old is None or wish.level < old.level:
-                cost = wish.cost_bytes if old is None else max(old.cost_bytes, wish.cost_bytes)
-                fresh[wish.fetch.recipe] = replace(wish, cost_bytes=cost)
+            cost = wish.cost_bytes if old is None else max(old.cost_bytes, wish.cost_bytes)
+            kept = wish if old is None or wish.level < old.level else old
+            fresh[wish.fetch.recipe] = replace(kept, cost_bytes=cost)
         dropped = [self._unload(recipe) for recipe in self.loaded() if recipe not in fresh]
         self._wanted = fresh
         for recipe in [recipe for recipe, row in self._rows.items() if recipe not in fresh and _resting(row)]:
             del self._rows[recipe]
-        return [*dropped, *self._step()]
+        for recipe, wish in fresh.items():
+            row = self._rows.get(recipe)
+            if row is not None and row.state in {State.LOADING, State.LOADED}:
+                self._rows[recipe] = replace(row, cost_bytes=wish.cost_bytes)
+        return [*dropped, *self._relieve(), *self._step()]
 
     def on_fetched(self, recipe: Recipe) -> list[Effect]:
         """The shard's file is here."""
@@ -119,7 +127,9 @@ class Shards:
         row = self._rows.get(recipe, _Row())
         self._rows[recipe] = _Row(State.LOADED, handle, row.cost_bytes)
         if recipe not in self._wanted:
-            return [self._unload(recipe), *self._step()]
+            dropped = self._unload(recipe)
+            del self._rows[recipe]
+            return [dropped, *self._step()]
         return self._step()
 
     def on_load_failed(self, recipe: Recipe, reason: str) -> list[Effect]:
@@ -127,11 +137,11 @@ class Shards:
         self._settle(recipe, State.LOADING, _Row(State.FAILED, reason=reason))
         return [note("shard_not_loaded", warning=True, shard=recipe.key, reason=reason), *self._step()]
 
-    def retry(self, recipe: Recipe) -> list[Effect]:
-        """Try a failed shard anew: its plan was given again."""
-        if self.state(recipe) is State.FAILED:
-            del self._rows[recipe]
-        return self._step()
+    def forgive(self, recipes: Iterable[Recipe]) -> None:
+        """Forget failures of these shards, since their plan was given again; the next `want` tries them anew."""
+        for recipe in recipes:
+            if self.state(recipe) is State.FAILED:
+                del self._rows[recipe]
 
     def _settle(self, recipe: Recipe, before: State, after: _Row) -> None:
         """Take the outcome of work; a recipe nobody wants leaves no row."""
@@ -141,6 +151,17 @@ class Shards:
             self._rows[recipe] = after
         else:
             del self._rows[recipe]
+
+    def _relieve(self) -> list[Effect]:
+        """Drop what is least needed where shards that are loaded have come to cost more than the budget."""
+        over = self.used_bytes - self._budget_bytes
+        effects: list[Effect] = []
+        for recipe in sorted(self.loaded(), key=lambda r: (-self._wanted[r].level, -self._rows[r].cost_bytes, r)):
+            if over <= 0 or self._wanted[recipe].level < Level.DRAINING:
+                break
+            over -= self._rows[recipe].cost_bytes
+            effects.append(self._unload(recipe))
+        return effects
 
     def _step(self) -> list[Effect]:
         """Start what can start now: fetches in order of need, one load at a time."""
@@ -184,7 +205,7 @@ class Shards:
         if missing <= 0:
             return []
         givers = sorted(
-            (recipe for recipe in self.loaded() if self._wanted[recipe].level > wish.level),
+            (recipe for recipe in self.loaded() if self._gives_way(self._wanted[recipe], wish)),
             key=lambda recipe: (-self._wanted[recipe].level, -self._rows[recipe].cost_bytes, recipe),
         )
         chosen: list[Recipe] = []
@@ -196,6 +217,10 @@ class Shards:
         if missing > 0:
             return None
         return [self._unload(recipe) for recipe in chosen]
+
+    def _gives_way(self, held: Wanted, wish: Wanted) -> bool:
+        """Whether a loaded shard may go for a wish; what serves another model stays, since the planner counts on it."""
+        return held.level > wish.level and (held.level is not Level.ACTIVE or held.model == wish.model)
 
     def _unload(self, recipe: Recipe) -> Effect:
         row = self._rows[recipe]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.device.interpreter import Engine
+from meshnn.device.mapping import mapped
 from meshnn.device.part import digest_of_file
 from meshnn.errors import UnknownModelError
 from meshnn.graph.card import Card
@@ -92,5 +93,5 @@ class Shipped:
 
 def describe(path: Path, name: str) -> Card:
     """The card of a model file that is known to run."""
-    graph = read(np.memmap(path, dtype=np.uint8, mode="r"), name=name)
+    graph = read(mapped(path), name=name)
     return card_of(graph, digest_of_file(path), path.stat().st_size, name)

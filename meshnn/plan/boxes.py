@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from meshnn.errors import NoPlanError
+from meshnn.errors import ModelError, NoPlanError
+from meshnn.graph.card import Card
+from meshnn.graph.splits import balance
+from meshnn.graph.splits.layout import Layout, layout
 from meshnn.plan.outline import Outline
-from meshnn.plan.plan import Group, Stage
+from meshnn.plan.plan import Group, Split, Stage
 
 Box = tuple[tuple[int, int], ...]
+T = TypeVar("T")
 
 
 def whole(shape: Sequence[int]) -> Box:
@@ -50,44 +55,93 @@ def size_bytes(model: Outline, index: int, box: Box) -> int:
 
 
 def have(model: Outline, stage: Stage, group: Group, part: int, index: int) -> Box | None:
-    """The box of tensor `index` that this shard makes; None where it makes none of it."""
-    _known(group, part)
-    return whole(model.tensor(index).shape)
+    """The box of tensor `index` that this shard makes; None where it makes none of it. NoPlanError where refused."""
+    if _unsplit(group, part):
+        return whole(model.tensor(index).shape)
+    return _layout(model, stage, group, part).gives.get(index)
 
 
 def want(model: Outline, stage: Stage, group: Group, part: int, index: int) -> Box | None:
-    """The box of tensor `index` that this shard reads; None where it reads none of it."""
-    _known(group, part)
-    return whole(model.tensor(index).shape)
+    """The box of tensor `index` that this shard reads; None where it reads none of it. NoPlanError where refused."""
+    if _unsplit(group, part):
+        return whole(model.tensor(index).shape)
+    return _layout(model, stage, group, part).needs.get(index)
 
 
-def sums(model: Outline, stage: Stage, group: Group, index: int) -> bool:
-    """Whether the shards' boxes of tensor `index` are addends of it, to be added in shard order."""
-    _known(group, 0)
-    return False
+def sums(group: Group) -> bool:
+    """Whether what the group's shards give are addends of the whole, to be added in shard order."""
+    return group.split == "input"
+
+
+def activation(model: Outline, stage: Stage, group: Group) -> str:
+    """The fused activation that is left to whoever adds the addends of this group; NONE where there are none."""
+    if not sums(group):
+        return "NONE"
+    last = _layout(model, stage, group, 0).steps[-1].operator
+    return model.operators[last].geometry.activation
+
+
+def refusal(model: Outline, stage: Stage, group: Group) -> str | None:
+    """Why this group cannot serve this stage, in the compiler's words; None where it can."""
+    try:
+        for part in range(len(group.shards)):
+            if not _unsplit(group, part):
+                _layout(model, stage, group, part)
+    except NoPlanError as error:
+        return str(error)
+    return None
 
 
 def work(model: Outline, stage: Stage, group: Group, part: int) -> float:
-    """The work units of one shard for one request."""
-    _known(group, part)
-    return model.work(stage.first, stage.last)
+    """The work units of one shard for one request, halos that several compute counted with each."""
+    return _cost(model.work, balance.work, model, stage, group, part)
 
 
 def weight_bytes(model: Outline, stage: Stage, group: Group, part: int) -> int:
     """The bytes of the constants in one shard's file."""
-    _known(group, part)
-    return model.weight_bytes(stage.first, stage.last)
+    return _cost(model.weight_bytes, balance.weight_bytes, model, stage, group, part)
 
 
 def arena_bytes(model: Outline, stage: Stage, group: Group, part: int) -> int:
     """The bytes of activations that one shard's interpreter holds at once."""
-    _known(group, part)
-    return model.arena_bytes(stage.first, stage.last)
+    return _cost(model.arena_bytes, balance.arena_bytes, model, stage, group, part)
 
 
-def _known(group: Group, part: int) -> None:
-    """Refuse the splits that the compiler has no geometry for."""
-    if group.split != "none":
-        raise NoPlanError(f"the {group.split} split is not known to this version")
-    if len(group.shards) != 1 or part != 0:
+def _cost(
+    of_whole: Callable[[int, int], T],
+    of_part: Callable[[Card, int, int, Split, tuple[int, ...], int], T],
+    model: Outline,
+    stage: Stage,
+    group: Group,
+    part: int,
+) -> T:
+    """A cost of one shard, worked out once for each."""
+    if _unsplit(group, part):
+        return of_whole(stage.first, stage.last)
+
+    def found() -> T:
+        try:
+            return of_part(model.card, stage.first, stage.last, group.split, group.shares, part)
+        except ModelError as error:
+            raise NoPlanError(str(error)) from None
+
+    return model.recall((of_part.__name__, stage.first, stage.last, group.split, group.shares, part), found)
+
+
+def _layout(model: Outline, stage: Stage, group: Group, part: int) -> Layout:
+    """What one part of a split reads and makes, worked out once for each; NoPlanError with the compiler's reason."""
+
+    def found() -> Layout:
+        try:
+            return layout(model.card, stage.first, stage.last, group.split, group.shares, part)
+        except ModelError as error:
+            raise NoPlanError(str(error)) from None
+
+    return model.recall(("layout", stage.first, stage.last, group.split, group.shares, part), found)
+
+
+def _unsplit(group: Group, part: int) -> bool:
+    """Whether the group has no split; NoPlanError for a part that such a group does not have."""
+    if group.split == "none" and (len(group.shards) != 1 or part != 0):
         raise NoPlanError(f"a group without a split has one shard, this one has {len(group.shards)}")
+    return group.split == "none"

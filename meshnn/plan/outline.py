@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from functools import cached_property
+from typing import TypeVar, cast
 
 from meshnn.graph.card import Card, CardOperator, CardTensor
+
+T = TypeVar("T")
 
 
 class Outline:
@@ -21,6 +25,7 @@ class Outline:
         self._arena: dict[tuple[int, int], int] = {}
         self._weights: dict[tuple[int, int], int] = {}
         self._work: dict[tuple[int, int], float] = {}
+        self._recalled: dict[Hashable, object] = {}
 
     @cached_property
     def inputs(self) -> tuple[int, ...]:
@@ -70,6 +75,12 @@ class Outline:
         if (first, last) not in self._work:
             self._work[first, last] = self.card.work(first, last)
         return self._work[first, last]
+
+    def recall(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What was found for this key before; else what `find` finds now. One key always means one kind of answer."""
+        if key not in self._recalled:
+            self._recalled[key] = find()
+        return cast("T", self._recalled[key])
 
 
 Model = Card | Outline

@@ -25,7 +25,7 @@ WEIGHT_COPIES = 2
 def memory_bytes(card: Model, recipe: Recipe, window: int) -> int:
     """What a device must have for one shard: 2 x weight bytes + activation arena + assembly for `window` requests.
 
-    Nodes count with this before and after loading. NoPlanError for a split that is not known.
+    Nodes count with this before and after loading. NoPlanError for a split that is refused.
     """
     model = outline(card)
     stage, group = _alone(recipe)
@@ -90,8 +90,7 @@ def _alone(recipe: Recipe) -> tuple[Stage, Group]:
     """A stage and a group that this recipe could stand in; which devices serve it does not matter to its cost."""
     if recipe.split == "none" and recipe.part != 0:
         raise UsageError(f"a shard without a split is part 0, not {recipe.part}")
-    parts = max(recipe.part + 1, len(recipe.shares) - 1)
-    group = Group((Shard(DeviceId(""), BootId("")),) * parts, recipe.split, recipe.shares)
+    group = Group((Shard(DeviceId(""), BootId("")),), recipe.split, recipe.shares)
     return Stage(recipe.first, recipe.last, (group,)), group
 
 

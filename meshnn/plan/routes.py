@@ -37,13 +37,14 @@ class Need:
     """A box of a tensor that a shard (or the origin) must have before it fires, and the pieces that make it up.
 
     The pieces do not overlap and fill the box, in source order; with `sums` each of them is an addend of the whole box
-    instead, to be added in this order.
+    instead, to be added in this order, and `activation` is applied to the sum, once.
     """
 
     tensor: int
     box: Box
     sources: tuple[Source, ...]
     sums: bool = False
+    activation: str = "NONE"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,9 +182,9 @@ def _filled(
         for part in range(len(group.shards))
         if (made := boxes.have(model, lane.stages[maker], group, part, tensor)) is not None
     ]
-    if boxes.sums(model, lane.stages[maker], group, tensor):
-        shared = [(part, boxes.intersect(made, box)) for part, made in held]
-        return Need(tensor, box, tuple(Source(maker, part, piece) for part, piece in shared if piece), sums=True)
+    if boxes.sums(group):
+        addends = tuple(Source(maker, part, box) for part, _ in held)
+        return Need(tensor, box, addends, sums=True, activation=boxes.activation(model, lane.stages[maker], group))
     # What is on the device already comes from there; the rest from the lowest part that has it.
     held.sort(key=lambda entry: (group.shards[entry[0]].device != device, entry[0]))
     pieces = sorted(_pieces(maker, held, box), key=lambda source: (source.part, source.box))

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from meshnn.cluster.member import DeviceId
 from meshnn.errors import NoPlanError, UsageError
+from meshnn.graph.splits.boxes import parts_of
+from meshnn.plan import boxes
 from meshnn.plan.devices import DeviceInfo
 from meshnn.plan.outline import Model, Outline, outline
 from meshnn.plan.plan import Group, Lane, Plan, Stage
@@ -90,6 +92,9 @@ def _stage(place: str, stage: Stage, model: Outline) -> None:
         raise NoPlanError(f"{place}: nothing goes out")
     for group in stage.groups:
         _group(place, group)
+        reason = boxes.refusal(model, stage, group)
+        if reason is not None:
+            raise NoPlanError(f"{place}: the {group.split} split is refused: {reason}")
 
 
 def _group(place: str, group: Group) -> None:
@@ -100,6 +105,9 @@ def _group(place: str, group: Group) -> None:
         raise UsageError(f"{place}: a group without a split has one shard and no shares")
     if group.split != "none" and len(group.shards) < 2:
         raise UsageError(f"{place}: the {group.split} split needs two shards or more")
+    if group.split != "none" and parts_of(group.shares) != len(group.shards):
+        shares = f"shares {list(group.shares)} make {max(0, parts_of(group.shares))} parts"
+        raise UsageError(f"{place}: {shares} for {len(group.shards)} shards")
 
 
 def _room(

@@ -24,9 +24,9 @@ from meshnn.cluster.effects import (
 from meshnn.cluster.member import Address, BootId, DeviceId, Load, Member, MemberState
 from meshnn.cluster.messages import PAYLOAD_BYTES_MAX, Message, estimate_bytes
 
+_ENCODER = msgspec.msgpack.Encoder()
 PERSIST_S = 0.005
 LINK_S = 0.01
-REDIAL_S = 1.0
 
 
 def device_id(index: int) -> DeviceId:
@@ -101,7 +101,7 @@ class VirtualMesh:
                 self._announce(device)
 
     def kill(self, index: int) -> None:
-        """kill -9: the host says so to whoever is linked, and refuses whoever dials."""
+        """End a process as SIGKILL does: its host says so to whoever is linked, and refuses whoever dials."""
         device = self.device(index)
         device.cluster = None
         self._timers[device.id] = None
@@ -215,7 +215,7 @@ class VirtualMesh:
 
     def _perform(self, device: Device, effects: list[Effect]) -> None:
         for effect in effects:
-            self._note(repr(effect), device.id)
+            self._trace.update(_ENCODER.encode(effect))
             match effect:
                 case SendDatagram(to, _, message):
                     self._datagram(device, to, message)
@@ -225,21 +225,30 @@ class VirtualMesh:
                     self._dial(device, address)
                 case PersistTerm(term, voted_for):
                     self._persist(device, term, voted_for)
-                case PersistIncarnation(incarnation):
-                    device.disk_incarnation = incarnation
-                case MemberChanged(before, after):
-                    if before is not None and before.usable and after is not None and after.state is MemberState.DEAD:
-                        device.deaths.append((self.now, after.device_id))
-                case LeaderChanged(leader, term):
-                    device.leaders.append((self.now, leader, term))
-                case IdentityClash():
-                    self.clashes.append(effect)
+                case _:
+                    self._observe(device, effect)
         self._arm(device)
+
+    def _observe(self, device: Device, effect: Effect) -> None:
+        match effect:
+            case PersistIncarnation(incarnation):
+                assert incarnation >= device.disk_incarnation, "an incarnation never goes back"
+                device.disk_incarnation = incarnation
+            case MemberChanged(before, after) if before is not None and after is not None:
+                if before.usable and after.state is MemberState.DEAD:
+                    device.deaths.append((self.now, after.device_id))
+            case LeaderChanged(leader, term):
+                device.leaders.append((self.now, leader, term))
+            case IdentityClash():
+                self.clashes.append(effect)
+            case _:
+                pass
 
     def _datagram(self, device: Device, to: DeviceId, message: Message) -> None:
         kind = type(message).__name__
-        size = len(msgspec.msgpack.encode(message))
-        assert size <= estimate_bytes(message) and size <= PAYLOAD_BYTES_MAX
+        size = len(_ENCODER.encode(message))
+        assert size <= estimate_bytes(message)
+        assert size <= PAYLOAD_BYTES_MAX
         self.sent[kind] = self.sent.get(kind, 0) + 1
         self.sent_bytes += size
         if self.rng.random() < self.loss or (device.id, to) in self.cut:

@@ -145,8 +145,8 @@ async def test_a_cancelled_run_never_runs_and_lets_its_inputs_go(
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         dropped = group.create_task(engine.run(loaded.handle, [row(1, 1, 1, 1)] * 2))
         kept = group.create_task(engine.run(loaded.handle, [row(2, 2, 2, 2)] * 2))
-        while engine.waiting < 2:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert engine.waiting == 2
         dropped.cancel()
         await asyncio.wait([dropped])
         gate.open()
@@ -170,8 +170,8 @@ async def test_the_queue_is_bounded(tmp_path: Path) -> None:
     gate = Gate(engine)
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         waiting = [group.create_task(engine.run(loaded.handle, [row(1, 1, 1, 1)] * 2)) for _ in range(2)]
-        while engine.waiting < 2:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert engine.waiting == 2
         with pytest.raises(BusyError):
             await engine.run(loaded.handle, [row(1, 1, 1, 1)] * 2)
         gate.open()
@@ -185,8 +185,8 @@ async def test_an_unloaded_shard_is_gone_and_runs_that_waited_are_answered(engin
     gate = Gate(engine)
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         accepted = group.create_task(engine.run(loaded.handle, [row(1, 1, 1, 1)] * 2))
-        while engine.waiting < 1:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert engine.waiting == 1
         engine.unload(loaded.handle)
         engine.unload(loaded.handle)
         with pytest.raises(ModelError, match="not loaded"):
@@ -203,11 +203,11 @@ async def test_close_ends_the_thread_and_answers_everyone(tmp_path: Path) -> Non
     gate = Gate(engine)
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         left = group.create_task(_error_of(engine, loaded.handle))
-        while engine.waiting < 1:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert engine.waiting == 1
         closing = group.create_task(engine.close())
-        while not engine._closed:
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert engine._closed
         gate.open()
         await closing
         assert "closed" in await left
@@ -230,7 +230,9 @@ async def test_memory_is_measured_and_given_back(engine: Engine, tmp_path: Path)
     assert loaded.load_s > 0
 
 
-@pytest.mark.parametrize("name", ["coral__mobilenet_v2_1.0_224_quant", "tflite_support__mobilenet_v1_0.25_224_1_metadata_1"])
+@pytest.mark.parametrize(
+    "name", ["coral__mobilenet_v2_1.0_224_quant", "tflite_support__mobilenet_v1_0.25_224_1_metadata_1"]
+)
 async def test_real_models_answer_as_the_bare_runtime_does(engine: Engine, name: str) -> None:
     """Every byte of a real model's answer is that of a plain Interpreter in this thread."""
     path = shared_data.model(name)

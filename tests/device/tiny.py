@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from meshnn.graph.schema import Table
+
 flatbuffers = pytest.importorskip("flatbuffers")
-schema: Any = pytest.importorskip("ai_edge_litert.schema_py_generated")
+schema: Table = pytest.importorskip("ai_edge_litert.schema_py_generated")
 
 FLOAT32 = 0
 INT32 = 2
 STRING = 5
 
 
-def tensor(name: str, shape: list[int], kind: int = FLOAT32, buffer: int = 0) -> Any:
+def tensor(name: str, shape: list[int], kind: int = FLOAT32, buffer: int = 0) -> Table:
     """One tensor of the schema's object form."""
     made = schema.TensorT()
     made.name = name.encode()
@@ -27,7 +28,7 @@ def tensor(name: str, shape: list[int], kind: int = FLOAT32, buffer: int = 0) ->
     return made
 
 
-def operator(inputs: list[int], outputs: list[int], options: Any = None, opcode: int = 0) -> Any:
+def operator(inputs: list[int], outputs: list[int], options: Table = None, opcode: int = 0) -> Table:
     """One operator of the schema's object form."""
     made = schema.OperatorT()
     made.opcodeIndex = opcode
@@ -42,8 +43,8 @@ def operator(inputs: list[int], outputs: list[int], options: Any = None, opcode:
 def save(
     path: Path,
     codes: list[int | bytes],
-    tensors: list[Any],
-    operators: list[Any],
+    tensors: list[Table],
+    operators: list[Table],
     ports: tuple[list[int], list[int]],
     data: list[npt.NDArray[np.generic]],
 ) -> Path:

@@ -26,7 +26,11 @@ def _without_shapes(graph: Graph) -> bytes:
 
 
 def test_a_file_without_shapes_is_cut_with_those_of_a_run() -> None:
-    """Left empty, shapes refuse every cut; reported by one run they allow all of them, exactly."""
+    """Left empty, shapes refuse every cut; reported by one run they allow all of them, exactly.
+
+    The whole is written with its shapes too: without them the runtime delegates nothing, and floats differ in the
+    last bit.
+    """
     whole = residual()
     data = _without_shapes(whole)
     graph = read(data)
@@ -39,7 +43,8 @@ def test_a_file_without_shapes_is_cut_with_those_of_a_run() -> None:
     head = run_graph(cut.fragment(told, 0, 5), dict(zip(cut.fragment(told, 0, 5).inputs, inputs.values(), strict=True)))
     tail = cut.fragment(told, 6, len(graph.operators) - 1)
     answer = run_graph(tail, dict(zip(tail.inputs, head.values(), strict=True)))
-    assert next(iter(answer.values())).tobytes() == run_bytes(data, list(inputs.values()))[0].tobytes()
+    same = run_bytes(write(cut.fragment(told, 0, len(graph.operators) - 1)).to_bytes(), list(inputs.values()))
+    assert next(iter(answer.values())).tobytes() == same[0].tobytes()
 
 
 def test_a_report_that_contradicts_the_file_forbids_the_cut() -> None:

@@ -11,16 +11,16 @@ import pytest
 from meshnn.cluster.member import BootId
 from meshnn.net.transport import Limits
 from meshnn.wire.codec import Codec
-from tests.net.recorder import CODEC, Peer, StartPeer, start_peer
+from tests.net.recorder import CODEC, MESH, Peer, StartPeer, start_peer
 
 
 @pytest.fixture
 async def peers(tmp_path: Path) -> AsyncIterator[StartPeer]:
-    """`await peers("name", ...)` starts a device; the same name again is the same device in another life."""
+    """Call it to start a device by name, and await that; the same name again is the same device in another life."""
     started: list[Peer] = []
 
     async def start(
-        name: str, mesh: str = "lab", limits: Limits | None = None, codec: Codec = CODEC, boot: BootId | None = None
+        name: str, mesh: str = MESH, limits: Limits | None = None, codec: Codec = CODEC, boot: BootId | None = None
     ) -> Peer:
         peer = await start_peer(tmp_path / name, mesh, limits, codec, boot)
         started.append(peer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from meshnn.wire.codec import Codec
 
 DEADLINE_S = 60.0
 LOCAL = "127.0.0.1"
+# No other process on this machine has a node of this mesh.
+MESH = f"test-{os.getpid()}"
 _boots = itertools.count(1)
 
 
@@ -47,7 +50,7 @@ def new_boot() -> BootId:
 async def eventually(condition: Callable[[], bool]) -> None:
     """Waits until `condition` holds, giving way to the loop; fails after a minute."""
     async with asyncio.timeout(DEADLINE_S):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # what is waited for has no event of its own
             await asyncio.sleep(0)
 
 
@@ -135,7 +138,7 @@ StartPeer = Callable[..., Awaitable[Peer]]
 
 
 async def start_peer(
-    folder: Path, mesh: str = "lab", limits: Limits | None = None, codec: Codec = CODEC, boot: BootId | None = None
+    folder: Path, mesh: str = MESH, limits: Limits | None = None, codec: Codec = CODEC, boot: BootId | None = None
 ) -> Peer:
     """A device that lives in `folder`, listening on the loopback interface."""
     identity = Identity.load(folder)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import msgspec
 import pytest
 
@@ -74,7 +76,12 @@ async def test_a_dial_to_a_linked_neighbour_changes_nothing(peers: StartPeer) ->
 
 async def test_another_mesh_is_refused_by_name_at_both_ends(peers: StartPeer) -> None:
     """The dialling end is told wrong_mesh, the other counts it; nobody links."""
-    a, b = await peers("a", mesh="lab"), await peers("b", mesh="home")
+    a, b = (
+        await peers(
+            "a",
+        ),
+        await peers("b", mesh="home"),
+    )
     a.dial(b)
     await a.recorder.until("unreachable", (LOCAL, b.transport.port), "wrong_mesh")
     await eventually(lambda: b.transport.refusals.counts["wrong_mesh"] == 1)
@@ -116,18 +123,21 @@ async def test_a_cloned_identity_is_told_apart(peers: StartPeer) -> None:
 
 async def test_nobody_there_is_refused(peers: StartPeer) -> None:
     """A host that is there and a process that is not: evidence of the strongest kind."""
-    a, gone = await peers("a"), await peers("gone")
-    port = gone.transport.port
-    await gone.transport.stop()
-    a.transport.dial(LOCAL, port)
-    await a.recorder.until("unreachable", (LOCAL, port), "refused")
+    a = await peers("a")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as held:  # bound, so that nobody else listens there
+        held.bind((LOCAL, 0))
+        port = held.getsockname()[1]
+        a.transport.dial(LOCAL, port)
+        await a.recorder.until("unreachable", (LOCAL, port), "refused")
 
 
 async def test_a_foreign_address_is_not_dialled(peers: StartPeer) -> None:
     """An open mesh keeps to the networks it is attached to."""
     a = await peers("a")
-    a.transport.dial("192.0.2.1", 7766)
-    await a.recorder.until("unreachable", ("192.0.2.1", 7766), "foreign")
+    documentation = ("192.0.2.1", "198.51.100.1", "203.0.113.1")
+    foreign = next(host for host in documentation if not a.transport._vicinity.includes(host))
+    a.transport.dial(foreign, 7766)
+    await a.recorder.until("unreachable", (foreign, 7766), "foreign")
 
 
 async def test_a_goodbye_is_told_from_a_death(peers: StartPeer) -> None:

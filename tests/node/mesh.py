@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -147,54 +147,76 @@ class Node:
 class Mesh:
     """Nodes that are all linked with each other."""
 
-    def __init__(self, network: MemoryNetwork, nodes: dict[DeviceId, Node]) -> None:
-        """Running nodes."""
+    def __init__(self, network: MemoryNetwork, tasks: asyncio.TaskGroup, limits: Limits | None) -> None:
+        """No nodes yet."""
         self.network = network
-        self.nodes = nodes
+        self.nodes: dict[DeviceId, Node] = {}
+        self._tasks = tasks
+        self._limits = limits
+        self._running: dict[DeviceId, asyncio.Task[None]] = {}
+        self._gone: list[Node] = []
 
     @property
     def origin(self) -> Node:
         """Device A, which the tests ask."""
         return self.nodes[A]
 
+    async def start(self, device: DeviceId, boot_id: BootId | None = None) -> Node:
+        """Start a device and link it with all others."""
+        node = Node(self.network, device, boot_id or life(device), self._limits)
+        await node.transport.start()
+        self._running[device] = self._tasks.create_task(node.plane.run())
+        for other in self.nodes.values():
+            node.transport.dial(self.network.host_of(other.me), other.transport.port)
+        self.nodes[device] = node
+        await until(lambda: all(len(one.linked) == len(self.nodes) - 1 for one in self.nodes.values()))
+        return node
+
+    async def kill(self, device: DeviceId) -> None:
+        """End a device as `kill -9` does."""
+        self.network.crash(device)
+        self._gone.append(self.nodes.pop(device))
+        self._running.pop(device).cancel()
+        await until(lambda: all(device not in node.linked for node in self.nodes.values()))
+
     async def serve(self, model: Model, plans: PlanSet) -> None:
-        """Prepare and activate a plan set everywhere."""
+        """Prepare a plan set everywhere, then activate it."""
         for node in self.nodes.values():
-            node.shelf.active[model.name] = plans
             for plan in plans.plans:
                 await node.serve(model, plan)
-
-    def activate(self) -> None:
-        """Tell every node that the plans changed."""
         for node in self.nodes.values():
+            before = node.shelf.active.get(model.name)
+            node.shelf.others = list(before.plans) if before else []
+            node.shelf.active[model.name] = plans
             node.plane.on_plans_changed()
+
+    async def stop(self) -> None:
+        """End everything."""
+        for node in (*self.nodes.values(), *self._gone):
+            node.engine.gate.set()
+            await node.transport.stop()
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        for node in (*self.nodes.values(), *self._gone):
+            await node.engine.close()
 
 
 @asynccontextmanager
 async def mesh(devices: Sequence[DeviceId], limits: Limits | None = None) -> AsyncIterator[Mesh]:
     """A running mesh of these devices, everybody linked with everybody."""
-    network = MemoryNetwork(seed=1)
-    nodes = {device: Node(network, device, life(device), limits) for device in devices}
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
-        for node in nodes.values():
-            await node.transport.start()
-        running = [tasks.create_task(node.plane.run()) for node in nodes.values()]
-        for number, device in enumerate(devices):
-            for other in devices[number + 1 :]:
-                nodes[device].transport.dial(network.host_of(other), nodes[other].transport.port)
-        await until(lambda: all(len(node.linked) == len(nodes) - 1 for node in nodes.values()))
-        yield Mesh(network, nodes)
-        for node in nodes.values():
-            node.engine.gate.set()
-            await node.transport.stop()
-            await node.engine.close()
-        for task in running:
-            task.cancel()
+        found = Mesh(MemoryNetwork(seed=1), tasks, limits)
+        for device in devices:
+            await found.start(device)
+        try:
+            yield found
+        finally:
+            await found.stop()
 
 
-async def until(condition: object) -> None:
+async def until(condition: Callable[[], bool]) -> None:
     """Wait for a condition, a turn of the loop at a time."""
-    assert callable(condition)
     async with asyncio.timeout(PATIENCE_S):
         while not condition():  # noqa: ASYNC110 (the condition has no event of its own)
             await asyncio.sleep(0)

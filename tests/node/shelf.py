@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.graph.card import Card
@@ -35,7 +35,7 @@ def pipeline(
     model: str = "cat",
     digest: str = "d" * 64,
     share: int = 4,
-    lives: dict[DeviceId, BootId] | None = None,
+    lives: Mapping[DeviceId, BootId] | None = None,
 ) -> Plan:
     """A plan of one lane with one device a stage; `cuts` are the operators (first, last) of each stage."""
     ranges = cuts or [(number, number) for number in range(len(devices))]

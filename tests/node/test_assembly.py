@@ -205,6 +205,24 @@ def test_bytes_are_bounded() -> None:
     assert not assembly.has_room(key("r3"), 4, 1)
 
 
+def test_tensor_in_bands_is_counted_once() -> None:
+    """The buffer that bands are put into is made, and paid for, with the first of them."""
+    assembly, need = Assembly(WHOLE.nbytes), rows(0, 1, 2, 4)
+    done = [assembly.add(key(), target(need), cut(need, part), 10.0, 0.0) for part in range(3)]
+    assert done[2] is not None
+    assert assembly.held_bytes == WHOLE.nbytes
+
+
+def test_cancel_leaves_later_attempts_alone() -> None:
+    """Attempts up to the one named are over; the one after it goes on."""
+    assembly, need = Assembly(LIMIT_BYTES), rows(0, 2, 4)
+    for attempt in (1, 2):
+        assembly.add(key(attempt=attempt), target(need), cut(need, 0), 10.0, 0.0)
+    assembly.cancel(A, "r1", 1, 0.0)
+    assert assembly.collecting == (key(attempt=2),)
+    assert assembly.add(key(attempt=2), target(need), cut(need, 1), 10.0, 0.0) is not None
+
+
 def test_deadline_frees_what_never_completed() -> None:
     """Entries of an origin that died go with their deadline; complete ones are left to `finish`."""
     assembly, need = Assembly(LIMIT_BYTES), rows(0, 2, 4)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from meshnn.errors import DeadlineError, InputError, ModelError
+from meshnn.cluster.member import BootId, DeviceId
+from meshnn.errors import DeadlineError, InputError, ModelError, NodeError
 from meshnn.graph.builder import Builder
 from meshnn.graph.ir import Graph
 from meshnn.net.transport import Evidence
 from meshnn.node.slices import Array
-from meshnn.plan.messages import Failed, Receipt
+from meshnn.plan.messages import Cancel, Failed, Receipt
 from meshnn.plan.plan import Epoch, Plan, PlanSet
-from tests.node.mesh import Mesh, Model, mesh, until
-from tests.node.shelf import A, B, C, D, boot, pipeline
+from tests.node.mesh import Mesh, Model, Node, mesh, until
+from tests.node.shelf import A, B, C, D, E, boot, life, pipeline
 
 DEADLINE_S = 50.0
 
@@ -43,19 +45,27 @@ def ends() -> Graph:
     return b.graph(b.add(middle, late), early, late)
 
 
-def thirds(model: Model, *devices: str, epoch: Epoch | None = None, share: int = 4) -> Plan:
+def thirds(
+    model: Model,
+    *devices: DeviceId,
+    epoch: Epoch | None = None,
+    share: int = 4,
+    lives: Mapping[DeviceId, BootId] | None = None,
+) -> Plan:
     """A plan over these devices with equally long stages."""
     count = len(model.graph.operators)
     edges = [round(count * number / len(devices)) for number in range(len(devices) + 1)]
     cuts = [(first, last - 1) for first, last in itertools.pairwise(edges)]
-    return pipeline(devices, cuts, epoch=epoch, digest=model.digest, share=share)  # type: ignore[arg-type]
+    return pipeline(devices, cuts, epoch=epoch, digest=model.digest, share=share, lives=lives)
 
 
-def with_contingencies(model: Model, *devices: str) -> PlanSet:
+def with_contingencies(
+    model: Model, *devices: DeviceId, epoch: Epoch | None = None, lives: Mapping[DeviceId, BootId] | None = None
+) -> PlanSet:
     """That plan, and for each of its devices the plan without it."""
-    main = thirds(model, *devices)
+    main = thirds(model, *devices, epoch=epoch, lives=lives)
     others = [
-        thirds(model, *[one for one in devices if one != gone], epoch=main.epoch.without(gone))  # type: ignore[arg-type]
+        thirds(model, *[one for one in devices if one != gone], epoch=main.epoch.without(gone), lives=lives)
         for gone in devices
     ]
     return PlanSet(main, tuple(others))
@@ -77,6 +87,16 @@ def quiet(found: Mesh) -> bool:
         and not any(node.transport.expects(other) for other in found.nodes)
         for node in found.nodes.values()
     )
+
+
+def ahead(counts: list[int], before: list[int]) -> bool:
+    """Whether every asker got on since."""
+    return all(now > then for now, then in zip(counts, before, strict=True))
+
+
+def busy(node: Node) -> bool:
+    """Whether a device holds requests."""
+    return node.plane.stats().inside > 0
 
 
 @pytest.fixture
@@ -126,16 +146,16 @@ async def test_inputs_read_late_and_outputs_made_early(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", [B, C, D])
-async def test_death_in_the_middle_of_a_stage_is_answered_by_the_contingency(model: Model, victim: str) -> None:
+async def test_death_in_the_middle_of_a_stage_is_answered_by_the_contingency(model: Model, victim: DeviceId) -> None:
     """Whichever device dies while it holds the request: the second attempt goes without it, the bytes are right."""
     inputs = model.inputs(4)
     async with mesh([A, B, C, D]) as found:
         await found.serve(model, with_contingencies(model, B, C, D))
-        engine = found.nodes[victim].engine  # type: ignore[index]
+        engine = found.nodes[victim].engine
         engine.gate.clear()
         asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))  # noqa: TID251 (awaited below)
         await engine.entered.wait()
-        found.network.crash(victim)  # type: ignore[arg-type]
+        found.network.crash(victim)
         outcome = await asking
         assert same(outcome.outputs, await model.whole(inputs))
         assert (outcome.attempts, outcome.plan.epoch.absent) == (2, victim)
@@ -269,6 +289,7 @@ async def test_whoever_stops_waiting_frees_the_slots(model: Model) -> None:
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
+        await until(lambda: Cancel in {type(message) for message in found.nodes[C].seen})
         await until(lambda: found.origin.plane.in_flight(thirds(model, B, C).epoch) == 0)
         found.nodes[C].engine.gate.set()
         await until(lambda: quiet(found))
@@ -294,6 +315,7 @@ async def test_evidence_while_a_parcel_is_unacknowledged_names_the_device(model:
     async with mesh([A, B, C, D]) as found:
         await found.serve(model, with_contingencies(model, B, C, D))
         outstanding = found.nodes[B].plane._carrier
+        found.nodes[C].engine.gate.clear()
         found.network.cut(C, B)
         asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))  # noqa: TID251 (awaited below)
         await until(lambda: len(outstanding) > 0 or asking.done())
@@ -301,3 +323,84 @@ async def test_evidence_while_a_parcel_is_unacknowledged_names_the_device(model:
         outcome = await asking
         assert same(outcome.outputs, await model.whole(inputs))
         assert outcome.plan.epoch.absent == C
+
+
+async def test_kills_and_restarts_under_load_lose_nothing(model: Model) -> None:
+    """Four askers on two origins while each working device is killed and restarted in turn: every answer is right."""
+    inputs = [model.inputs(seed) for seed in range(8)]
+    wanted = [await model.whole(one) for one in inputs]
+    async with mesh([A, B, C, D, E]) as found:
+        await found.serve(model, with_contingencies(model, B, C, D))
+        over = asyncio.Event()
+        counts = [0] * 4
+
+        async def asker(number: int) -> bool:
+            plane = found.nodes[A if number % 2 else E].plane
+            right = True
+            while not over.is_set():
+                turn = (number + counts[number]) % len(inputs)
+                outcome = await plane.ask("cat", inputs[turn], DEADLINE_S)
+                right = right and same(outcome.outputs, wanted[turn])
+                counts[number] += 1
+            return right
+
+        lives = {device: life(device) for device in (B, C, D)}
+        asking = [asyncio.create_task(asker(number)) for number in range(4)]  # noqa: TID251 (awaited below)
+        for number, victim in enumerate([C, B, D, C]):
+            before = list(counts)
+            await until(partial(ahead, counts, before))
+            found.nodes[victim].engine.gate.clear()
+            await until(partial(busy, found.nodes[victim]))
+            await found.kill(victim)
+            lives[victim] = boot(1000 + number)
+            await found.start(victim, lives[victim])
+            await found.serve(model, with_contingencies(model, B, C, D, epoch=Epoch(2, A, number), lives=lives))
+        over.set()
+        assert await asyncio.gather(*asking) == [True] * 4
+        assert min(counts) >= 4
+        await until(lambda: quiet(found))
+
+
+async def test_shard_unloaded_under_a_run_is_no_fault_of_the_model(model: Model) -> None:
+    """A plan whose shard is dropped while a request waits for it is over, and the request goes with the next plan."""
+    inputs = model.inputs(9)
+    async with mesh([A, B, C]) as found:
+        await found.serve(model, PlanSet(thirds(model, A, B)))
+        node = found.nodes[B]
+        node.engine.gate.clear()
+        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))  # noqa: TID251 (awaited below)
+        await node.engine.entered.wait()
+        for recipe, handle in list(node.shelf.handles.items()):
+            del node.shelf.handles[recipe]
+            node.engine.unload(handle)
+        node.engine.gate.set()
+        await until(lambda: any(isinstance(message, Failed) for message in found.origin.seen))
+        await found.serve(model, PlanSet(thirds(model, A, C, epoch=Epoch(2, A, 1))))
+        assert same((await asking).outputs, await model.whole(inputs))
+        assert {message.code for message in found.origin.seen if isinstance(message, Failed)} == {"stale_epoch_error"}
+
+
+async def test_stopping_node_tells_whoever_waits(model: Model) -> None:
+    """An ask that is open when the node stops ends with a named error."""
+    async with mesh([A, B]) as found:
+        await found.serve(model, PlanSet(thirds(model, B)))
+        found.nodes[B].engine.gate.clear()
+        asking = asyncio.create_task(found.origin.plane.ask("cat", model.inputs(1), DEADLINE_S))  # noqa: TID251
+        await found.nodes[B].engine.entered.wait()
+        await found.kill(A)
+        with pytest.raises(NodeError, match="stopping"):
+            await asking
+
+
+@pytest.mark.parametrize("edges", [(1, 3), (2, 5), (4, 8), (7, 9)])
+async def test_any_cut_gives_the_same_bytes(model: Model, edges: tuple[int, int]) -> None:
+    """Wherever the model is cut in three, on one device or three, the answer is the whole model's."""
+    inputs = model.inputs(10)
+    wanted = await model.whole(inputs)
+    last = len(model.graph.operators) - 1
+    cuts = [(0, edges[0] - 1), (edges[0], edges[1] - 1), (edges[1], last)]
+    async with mesh([A, B, C]) as found:
+        for number, devices in enumerate([(A, A, A), (A, B, C), (C, B, A)]):
+            plan = pipeline(devices, cuts, epoch=Epoch(1, A, number), digest=model.digest)
+            await found.serve(model, PlanSet(plan))
+            assert same((await found.origin.plane.ask("cat", inputs, DEADLINE_S)).outputs, wanted)

@@ -112,6 +112,15 @@ def test_queue_is_bounded_in_bytes_but_takes_one_of_any_size() -> None:
     assert machine.accept("r2", "cat", 10, 30.0, 1.0)
 
 
+def test_answered_requests_give_their_bytes_back() -> None:
+    """What an answered request kept is free for the next one."""
+    machine = ledger(queue_bytes=100)
+    machine.accept("r1", "cat", 60, 30.0, 0.0)
+    machine.accept("r2", "cat", 30, 30.0, 0.0)
+    machine.on_output("r1", 1, MAIN.epoch, 1.0)
+    assert machine.accept("r3", "cat", 60, 30.0, 1.0)
+
+
 def test_evidence_retries_at_once_on_the_contingency() -> None:
     """A death seen by this node moves its attempts to the plan without that device, in the same event."""
     machine = ledger()
@@ -213,6 +222,17 @@ def test_report_of_a_stage_avoids_the_culprit_for_this_plan() -> None:
     assert accepted(machine, "r2", 0.3).plan == WITHOUT_C
 
 
+def test_report_holds_for_its_plan_alone() -> None:
+    """Another plan may use the device: it need not go over the link that was reported."""
+    shelf = Shelf(SET)
+    machine = ledger(shelf)
+    accepted(machine)
+    machine.on_failed("r1", 1, B, "peer_error", "reset", C, 0.2)
+    newer = pipeline([C, B], epoch=Epoch(1, A, 2))
+    shelf.active["cat"] = PlanSet(newer)
+    assert accepted(machine, "r2", 0.3).plan == newer
+
+
 def test_own_link_does_not_clear_a_report() -> None:
     """A pair that cannot reach each other stays so, however well this origin reaches both; after 5 s it is tried."""
     machine = ledger()
@@ -285,6 +305,19 @@ def test_stale_epoch_is_tried_again_with_growing_pauses() -> None:
     assert pauses == [0.1, 0.2, 0.4, 0.8]
 
 
+def test_waking_up_for_something_else_is_not_impatience() -> None:
+    """A pause that is over after the request has gone already does not end the attempt that lives."""
+    shelf = Shelf(PlanSet(MAIN))
+    machine = ledger(shelf)
+    accepted(machine)
+    machine.on_failed("r1", 1, C, "stale_epoch_error", "not served", "", 0.2)
+    shelf.active["cat"] = PlanSet(pipeline([B, C, D], epoch=Epoch(1, A, 2)))
+    assert len(epochs(machine.on_plans(0.21))) == 1
+    assert machine.deadline < 0.3
+    assert machine.on_deadline(0.3) == []
+    assert machine.attempt("r1", 2).live  # type: ignore[union-attr]
+
+
 def test_busy_stage_is_tried_again_after_a_pause() -> None:
     """A device with no room is not to blame: the retry waits a little."""
     machine = ledger(Shelf(PlanSet(MAIN)), backoff_s=0.1)
@@ -300,7 +333,8 @@ def test_model_error_tries_one_other_device_then_fails() -> None:
     accepted(machine)
     effects = machine.on_failed("r1", 1, C, "model_error", "no kernel", "", 0.2)
     assert epochs(effects) == [("r1", 2, WITHOUT_C.epoch)]
-    effects = machine.on_failed("r1", 2, D, "model_error", "no kernel", "", 0.3)
+    # C could be tried again by now; that would not help.
+    effects = machine.on_failed("r1", 2, D, "model_error", "no kernel", "", 6.0)
     assert only(effects, Fail) == [Fail("r1", "model_error", "no kernel")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -12,7 +13,8 @@ PERIOD_US = 10_000
 SMALL_CPU = 0.10
 LONG_PERIOD_US = 20_000
 LEAST_QUOTA_US = 1_000
-REMOVE_TRIES = 20
+REMOVE_TRIES = 40
+REMOVE_PAUSE_S = 0.05
 
 
 def start_time(pid: int) -> str | None:
@@ -34,7 +36,7 @@ class CpuGroups:
 
     def __init__(self, owner: str) -> None:
         """`owner` is `stamp` of the process whose end makes the groups garbage; OSError where they are not ours."""
-        self._v2 = (ROOT / "cgroup.controllers").exists() and "cpu" in (ROOT / "cgroup.controllers").read_text().split()
+        self._v2 = _is_v2()
         self._parent = _base(self._v2) / f"{PREFIX}{owner}"
         self._parent.mkdir()
         if self._v2:
@@ -63,6 +65,29 @@ class CpuGroups:
             (group / "cpu.cfs_period_us").write_text(str(period_us))
             (group / "cpu.cfs_quota_us").write_text(str(quota_us))
 
+    def close(self) -> None:
+        """Remove the groups; what still runs in one keeps it until the rack itself ends."""
+        remove(self._parent)
+
+
+def missing() -> str:
+    """Why there are no shares of a processor here, in one line; "" where there are."""
+    base = _base(_is_v2())
+    probe = base / f"{PREFIX}probe-{stamp(os.getpid())}"
+    try:
+        probe.mkdir()
+    except OSError as error:
+        return f"no cpu control group can be made here ({error.strerror})"
+    limited = any((probe / name).exists() for name in ("cpu.cfs_quota_us", "cpu.max", "cpu.weight"))
+    _try_rmdir(probe)
+    return "" if limited or _is_v2() else "the kernel's cpu control group knows no quota here"
+
+
+def _is_v2() -> bool:
+    """Whether the cpu controller is in the unified hierarchy."""
+    controllers = ROOT / "cgroup.controllers"
+    return controllers.exists() and "cpu" in controllers.read_text().split()
+
 
 def collect_garbage() -> None:
     """Remove the groups of racks whose process is gone."""
@@ -75,6 +100,7 @@ def collect_garbage() -> None:
 
 def remove(parent: Path) -> None:
     """Remove a group and its children; a group whose last process is just going is tried again."""
+    pause = threading.Event()
     for _ in range(REMOVE_TRIES):
         for group in sorted(parent.rglob("*"), key=lambda path: -len(path.parts)):
             if group.is_dir():
@@ -82,7 +108,7 @@ def remove(parent: Path) -> None:
         _try_rmdir(parent)
         if not parent.exists():
             return
-        os.sched_yield()
+        pause.wait(REMOVE_PAUSE_S)
 
 
 def _base(v2: bool) -> Path:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -21,6 +22,7 @@ FIRST_HOST = 10
 GRACE_S = 3.0
 PR_SET_PDEATHSIG = 1
 CLONE_NEWNET = 0x40000000
+CLONE_NEWUTS = 0x04000000
 
 
 class Device:
@@ -41,8 +43,13 @@ class Device:
         environment: Mapping[str, str] | None = None,
         output: IO[bytes] | int | None = None,
         errors: IO[bytes] | int | None = None,
+        *,
+        limited: bool = True,
     ) -> subprocess.Popen[bytes]:
-        """Start a process on the device; it dies with the rack."""
+        """Start a process on the device; it dies with the rack.
+
+        An observer is not `limited`: it stands on the device's network without eating of its processor's share.
+        """
         own = {"RACK_INDEX": str(self.index), "RACK_ADDRESS": self.address}
         single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         process = subprocess.Popen(
@@ -51,10 +58,20 @@ class Device:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=errors,
-            preexec_fn=self._enter,  # noqa: PLW1509 - the rack has one thread
+            preexec_fn=self._enter if limited else self._visit,  # noqa: PLW1509 - the rack has one thread
         )
         self.processes.append(process)
         return process
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """The calling thread on this device's network: sockets it opens now stay there."""
+        with open("/proc/thread-self/ns/net", "rb") as home:
+            self._set_network()
+            try:
+                yield
+            finally:
+                _call("setns", home.fileno(), CLONE_NEWNET)
 
     def unplug(self) -> None:
         """Take the cable out at the switch."""
@@ -99,11 +116,15 @@ class Device:
                 _run([*prefix, "tc", "qdisc", "add", "dev", link, "clsact"])
                 _run([*prefix, "tc", "filter", "add", "dev", link, "egress", "bpf", *_dropper(loss), "direct-action"])
 
-    def end(self) -> None:
-        """Ask the device's processes to end, then make them."""
+    def ask_to_end(self) -> None:
+        """Ask the device's processes to end."""
         for process in self.processes:
             if process.poll() is None:
                 process.terminate()
+
+    def end(self) -> None:
+        """Ask the device's processes to end, then make them."""
+        self.ask_to_end()
         for process in self.processes:
             try:
                 process.wait(GRACE_S)
@@ -112,14 +133,20 @@ class Device:
                 process.wait()
 
     def _enter(self) -> None:
-        """In the new process, before its program: die with the parent, take the device's share and network."""
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        """In the new process, before its program: die with the parent, take the device's share, network and name."""
         if self._procs is not None:
             self._procs.write_text("0")
+        self._visit()
+
+    def _visit(self) -> None:
+        _call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
+        self._set_network()
+        _call("unshare", CLONE_NEWUTS)
+        socket.sethostname(self.name)
+
+    def _set_network(self) -> None:
         with open(f"/run/netns/{self.name}", "rb") as space:
-            if libc.setns(space.fileno(), CLONE_NEWNET) != 0:
-                raise OSError(ctypes.get_errno(), "setns")
+            _call("setns", space.fileno(), CLONE_NEWNET)
 
 
 class Lab:
@@ -151,8 +178,23 @@ class Lab:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for device in self.devices:
+            device.ask_to_end()
+        for device in self.devices:
             with suppress(ProcessLookupError):
                 device.end()
+        for device in self.devices:
+            _quiet(["ip", "netns", "del", device.name])
+        _quiet(["ip", "link", "del", "br0"])
+        _quiet(["umount", "/run"])
+        if self.groups is not None:
+            self.groups.close()
+
+
+def _call(name: str, *arguments: int) -> None:
+    """A call of the C library that Python has no name for; OSError where it fails."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if getattr(libc, name)(*arguments) != 0:
+        raise OSError(ctypes.get_errno(), f"{name}: {os.strerror(ctypes.get_errno())}")
 
 
 def _dropper(loss: float) -> list[str]:

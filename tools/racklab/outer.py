@@ -14,6 +14,9 @@ from tools.racklab import cgroups
 from tools.racklab.lab import INSIDE, PR_SET_PDEATHSIG
 
 NEEDED = ("ip", "tc", "unshare", "mount")
+BRIDGE = ("sh", "-c", "ip link add br0 type bridge && ip link add p0 type veth peer name p1")
+SHAPER = ("tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", "1mbit", "burst", "16kb", "latency", "50ms")
+SIGNAL_EXIT = 128
 
 
 def missing() -> str:
@@ -23,8 +26,12 @@ def missing() -> str:
         return f"the rack needs {', '.join(absent)} (Debian: iproute2, util-linux, mount)"
     if os.geteuid() != 0:
         return "the rack needs root for its network namespaces and processor shares"
-    done = subprocess.run(["unshare", "--net", "--mount", "true"], capture_output=True, check=False)
-    return "" if done.returncode == 0 else "the kernel gives no network namespaces here"
+    spaces = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
+    for step, what in ((["true"], "namespaces"), (BRIDGE, "bridge or virtual cables"), (SHAPER, "token bucket")):
+        done = subprocess.run([*spaces, *step], capture_output=True, check=False)
+        if done.returncode:
+            return f"the kernel gives no {what} here"
+    return cgroups.missing()
 
 
 def enter(command: Sequence[str]) -> int:
@@ -33,24 +40,34 @@ def enter(command: Sequence[str]) -> int:
     if reason:
         sys.exit(f"rack: {reason}")
     cgroups.collect_garbage()
-    spaces = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    spaces = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
     process = subprocess.Popen(
         [*spaces, *command],
         env={**os.environ, INSIDE: cgroups.stamp(os.getpid())},
         preexec_fn=_die_with_parent,  # noqa: PLW1509 - one thread
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: process.terminate())
+    received: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        # unshare itself ignores SIGTERM while its child runs; with --kill-child its own death ends everything inside.
+        received.append(number)
+        process.kill()
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        return process.wait()
+        code = process.wait()
     finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+        process.kill()
+        process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for base in (cgroups.ROOT / "cpu", cgroups.ROOT):
             own = base / f"{cgroups.PREFIX}{cgroups.stamp(os.getpid())}"
             if own.is_dir():
                 cgroups.remove(own)
+    if received:
+        return SIGNAL_EXIT + received[0]
+    return code if code >= 0 else SIGNAL_EXIT - code
 
 
 def _die_with_parent() -> None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import numpy.typing as npt
 
-from meshnn.graph.ir import BITS, Quantization, Tensor
+from meshnn.graph.ir import BITS, Bytes, Quantization, Tensor
 from meshnn.graph.splits.boxes import Box, sizes, whole
 from meshnn.graph.verify import refuse
+
+_LARGE_BYTES = 1 << 20
 
 
 def sliced(tensor: Tensor, box: Box) -> Tensor:
     """A tensor cut down to a box: its shape, its quantisation along a divided axis, and its bytes where it has any.
 
-    Whole leading slices stay views of the file; others are copied.
+    Slices along the first axis, and large ones along the last, stay views of the file; others are copied.
     """
     if box == whole(tensor.shape):
         return tensor
@@ -22,10 +25,17 @@ def sliced(tensor: Tensor, box: Box) -> Tensor:
         raise refuse("no_split", tensor.name, f"{tensor.dtype} in this form cannot be sliced")
     data = tensor.data
     if data is not None:
-        items = data.view(f"V{BITS[tensor.dtype] // 8}").reshape(tensor.shape)
-        piece = np.ascontiguousarray(items[tuple(slice(start, stop) for start, stop in box)])
-        data = piece.reshape(-1).view(np.uint8)
+        data = _cut(np.ascontiguousarray(data).reshape(-1).view(f"V{BITS[tensor.dtype] // 8}"), tensor.shape, box)
     return dataclasses.replace(tensor, shape=sizes(box), data=data, quantization=_quantization(tensor, box))
+
+
+def _cut(items: npt.NDArray[np.void], shape: tuple[int, ...], box: Box) -> Bytes:
+    """The bytes in a box of items: flat, or rows by bytes where a large view of the file spares a copy."""
+    if box[:-1] == whole(shape)[:-1] and items.nbytes > _LARGE_BYTES:
+        start, stop = box[-1]
+        return items.reshape(-1, shape[-1])[:, start:stop].view(np.uint8)
+    piece = items.reshape(shape)[tuple(slice(start, stop) for start, stop in box)]
+    return np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
 
 
 def _quantization(tensor: Tensor, box: Box) -> Quantization | None:

@@ -46,12 +46,12 @@ def refusal(card: Card, first: int, last: int, split: Split, shares: tuple[int, 
     try:
         if shares is None:
             lengths = share_lengths(card, first, last, split)
-            if split != "none" and min(lengths) < 2:
+            if split != "none" and lengths[0] < 2:
                 return f"there is only one element to divide on axes of {lengths}"
             shares = tuple(range(0, lengths[0] + 1, lengths[0])) if lengths else ()
             layout(card, first, last, split, shares, 0)
         else:
-            for part in range(parts_of(shares) if split != "none" else 1):
+            for part in range(max(1, parts_of(shares)) if split != "none" else 1):
                 layout(card, first, last, split, shares, part)
     except ModelError as error:
         return str(error)
@@ -171,7 +171,7 @@ def _walk(
         else:
             ends = summed if index == running[-1][0] else None
             read = [_read_channels(operator, out, tensors[t], ends) for t in operator.inputs]
-        problem = None if split == "none" else _read_problem(operator, read, tensors, first, split)
+        problem = None if split == "none" else _read_problem(operator, out, read, tensors, first, split)
         if problem is not None:
             raise _refused(first, last, f"operator {index} ({operator.kind}): {problem}")
         steps.append(Step(index, out, tuple(read)))
@@ -181,7 +181,7 @@ def _walk(
 
 
 def _read_problem(
-    operator: CardOperator, read: list[Box], tensors: dict[int, CardTensor], first: int, split: Split
+    operator: CardOperator, out: Box, read: list[Box], tensors: dict[int, CardTensor], first: int, split: Split
 ) -> str | None:
     """Why an operator cannot read these boxes: they lie in padding, or other parts make some of them."""
     if any(volume(box) <= 0 or min(sizes(box)) < 0 for box in read):
@@ -189,6 +189,9 @@ def _read_problem(
     inside = any(tensors[t].producer >= first for t in operator.inputs)
     if split == "output" and operator.geometry.form in DENSE and inside:
         return "reads channels that other parts make"
+    single = split == "output" and operator.geometry.form == "dense" and out[-1][1] - out[-1][0] == 1
+    if single and tensors[operator.inputs[0]].shape[-1] == 1 < tensors[operator.outputs[0]].shape[-1]:
+        return "one channel made of one channel runs another kernel, whose last bit may differ"
     return None
 
 

@@ -152,8 +152,8 @@ class _Maker:
         t = operator.inputs[place]
         if t in reads:
             return self.take(t, reads[t])
-        if t < 0 or place == 0:
-            return self.constant(t)
+        if t < 0:
+            return -1
         shape, form = self.graph.tensors[t].shape, facts.geometry.form
         if form == "map":
             return self.constant(t, broadcast_box(shape, step.made))

@@ -1,0 +1,274 @@
+"""The plan book: what is prepared, what serves, what drains, and what the leader hears of it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from meshnn.cluster.member import BootId, DeviceId
+from meshnn.node.effects import Effect, Load, PlansChanged, Send, Unload
+from meshnn.node.plans import DRAIN_S, ORPHAN_S, UNPLANNED_MAX, PlanBook
+from meshnn.node.shards import Shards
+from meshnn.plan.messages import Activate, Fetch, Prepare, Ready, Refused, Retire, Unplanned
+from meshnn.plan.plan import Epoch, Group, Lane, Plan, PlanSet, Recipe, Shard, Stage
+from tests.node.cores import device_id, model
+
+A, B, C, D = (device_id(letter) for letter in "abcd")
+BOOT = BootId("0" * 16)
+CAT = model("cat", weights=1000)
+FIRST, SECOND = Epoch(1, B, 1), Epoch(2, C, 1)
+
+
+def plan(epoch: Epoch, *devices: DeviceId, boot: BootId = BOOT) -> Plan:
+    """Four operators on each of two devices."""
+    cuts = ((0, 3), (4, 7))
+    stages = tuple(
+        Stage(first, last, (Group((Shard(device, boot),)),))
+        for (first, last), device in zip(cuts, devices, strict=True)
+    )
+    return Plan(epoch, "cat", CAT.digest, (Lane(stages),))
+
+
+def plan_set(epoch: Epoch = FIRST, boot: BootId = BOOT) -> PlanSet:
+    """A, then C; without A it is D, then C; without C it is A, then D."""
+    main = plan(epoch, A, C, boot=boot)
+    return PlanSet(main, (plan(epoch.without(A), D, C, boot=boot), plan(epoch.without(C), D, A, boot=boot)))
+
+
+def prepare(plans: PlanSet, device: DeviceId = A) -> Prepare:
+    """The leader's word to a device."""
+    recipes = {recipe for one in plans.plans for recipe in one.recipes_of(device)}
+    return Prepare(plans, tuple(Fetch(recipe, "0" * 64, 10, ()) for recipe in sorted(recipes)))
+
+
+class Bench:
+    """A's plan book over its shards; loads are answered at once where a test says so."""
+
+    def __init__(self, budget_bytes: int = 10**6, *, card: bool = True) -> None:
+        """The leader is B."""
+        self.cards = {CAT.digest: CAT} if card else {}
+        self.shards = Shards(budget_bytes, lambda recipe: True)
+        self.book = PlanBook(A, BOOT, self.shards, self.cards.get)
+        self.book.on_leader(B, 0.0)
+
+    def load(self, effects: list[Effect], *, well: bool = True) -> list[Effect]:
+        """Answer every load; returns all effects."""
+        out, handle = list(effects), 0
+        while found := [effect.recipe for effect in effects if isinstance(effect, Load)]:
+            handle += 1
+            done = self.shards.on_loaded(found[0], handle) if well else self.shards.on_load_failed(found[0], "bad file")
+            effects = [*done, *self.book.on_shards()]
+            out += effects
+        return out
+
+    def serve(self, plans: PlanSet, ready: tuple[Epoch, ...] = (), now: float = 0.0) -> None:
+        """Prepare, load, activate."""
+        self.load(self.book.on_prepare(plans.main.epoch.leader, prepare(plans), now))
+        self.book.on_activate(plans.main.epoch.leader, Activate(plans, ready or (plans.main.epoch,)), now)
+
+
+def said(effects: list[Effect], kind: type[msgspec.Struct]) -> list[tuple[DeviceId, msgspec.Struct]]:
+    """The messages of one kind, with whom they are for."""
+    return [(e.to, e.message) for e in effects if isinstance(e, Send) and isinstance(e.message, kind)]
+
+
+def test_ready_comes_when_every_shard_is_loaded() -> None:
+    """The last report names the plan itself and the contingency of which this device holds a part."""
+    bench, plans = Bench(), plan_set()
+    effects = bench.load(bench.book.on_prepare(B, prepare(plans), 0.0))
+    to, last = said(effects, Ready)[-1]
+    assert to == B
+    assert isinstance(last, Ready)
+    assert (last.epoch, last.loaded) == (FIRST, (FIRST, FIRST.without(C)))
+
+
+def test_prepared_implies_servable() -> None:
+    """A prepared plan is found by its epoch before it is activated, but no origin here chooses it."""
+    bench, plans = Bench(), plan_set()
+    bench.load(bench.book.on_prepare(B, prepare(plans), 0.0))
+    assert bench.book.plan("cat", FIRST) == plans.main
+    assert bench.book.choose("cat", frozenset()) is None
+
+
+def test_a_loaded_contingency_covers_a_death_at_once() -> None:
+    """The origin chooses the plan itself, else a contingency the leader called loaded, else none."""
+    bench, plans = Bench(), plan_set()
+    bench.serve(plans, (FIRST, FIRST.without(C)))
+    assert bench.book.choose("cat", frozenset()) == plans.main
+    assert bench.book.choose("cat", frozenset({C})) == plans.without(C)
+    assert bench.book.choose("cat", frozenset({A})) is None
+    assert bench.book.choose("cat", frozenset({C, D})) is None
+
+
+def test_an_older_plan_is_refused_with_the_newest_known() -> None:
+    """Fencing: a deposed leader's plan is neither prepared nor activated here."""
+    bench = Bench()
+    bench.serve(plan_set(SECOND))
+    ((_, refused),) = said(bench.book.on_prepare(B, prepare(plan_set(FIRST)), 0.0), Refused)
+    assert isinstance(refused, Refused)
+    assert refused.promised == SECOND
+    bench.book.on_activate(B, Activate(plan_set(FIRST), (FIRST,)), 0.0)
+    assert bench.book.newest("cat") == SECOND
+
+
+def test_an_older_plan_is_answered_with_the_one_that_serves() -> None:
+    """A new leader that never heard of the last activation learns of it from whoever did."""
+    bench = Bench()
+    bench.serve(plan_set(SECOND))
+    ((to, told),) = said(bench.book.on_activate(D, Activate(plan_set(FIRST), (FIRST,)), 0.0), Activate)
+    assert to == D
+    assert told == Activate(plan_set(SECOND), (SECOND,))
+
+
+def test_a_plan_for_an_earlier_life_is_refused() -> None:
+    """A restarted device does not take up what was meant for the life before."""
+    bench = Bench()
+    effects = bench.book.on_prepare(B, prepare(plan_set(boot=BootId("f" * 16))), 0.0)
+    assert [type(message) for _, message in said(effects, Refused)] == [Refused]
+    assert bench.book.plan("cat", FIRST) is None
+
+
+def test_a_shard_that_does_not_load_is_refused_once() -> None:
+    """The leader hears the reason, not again with every other shard."""
+    bench = Bench()
+    effects = bench.load(bench.book.on_prepare(B, prepare(plan_set()), 0.0), well=False)
+    (refused,) = said(effects, Refused)
+    assert refused == (B, Refused(FIRST, "bad file"))
+
+
+def test_preparing_again_tries_what_failed_anew() -> None:
+    """The leader's second word for the same plan forgives a failure and is answered again."""
+    bench = Bench()
+    bench.load(bench.book.on_prepare(B, prepare(plan_set()), 0.0), well=False)
+    effects = bench.load(bench.book.on_prepare(B, prepare(plan_set()), 0.0))
+    assert FIRST in [epoch for _, ready in said(effects, Ready) if isinstance(ready, Ready) for epoch in ready.loaded]
+
+
+def test_preparing_the_active_plan_again_keeps_it_active() -> None:
+    """A Prepare repeated after a broken link neither doubles the plan nor drops a shard."""
+    bench, plans = Bench(), plan_set()
+    bench.serve(plans)
+    effects = bench.book.on_prepare(B, prepare(plans), 1.0)
+    assert not any(isinstance(effect, (Unload, Load)) for effect in effects)
+    assert len(said(effects, Ready)) == 1
+    assert bench.book.deadline is None
+
+
+def test_shards_wait_for_the_card() -> None:
+    """Memory is counted by the card: a plan prepared before it came is loaded when it does."""
+    bench, plans = Bench(card=False), plan_set()
+    assert said(bench.load(bench.book.on_prepare(B, prepare(plans), 0.0)), Ready) == []
+    bench.cards[CAT.digest] = CAT
+    assert said(bench.load(bench.book.on_card()), Ready)
+
+
+def test_a_replaced_plan_drains_and_then_goes() -> None:
+    """Requests inside the old plan have a few seconds; then its shards are dropped."""
+    bench = Bench()
+    bench.serve(plan_set(FIRST))
+    other = PlanSet(plan(SECOND, C, D))
+    effects = bench.book.on_activate(C, Activate(other, (SECOND,)), 10.0)
+    assert not any(isinstance(effect, Unload) for effect in effects)
+    assert bench.book.plan("cat", FIRST) is not None
+    assert bench.book.deadline == 10.0 + DRAIN_S
+    assert any(isinstance(effect, Unload) for effect in bench.book.on_deadline(10.0 + DRAIN_S))
+    assert bench.book.plan("cat", FIRST) is None
+    assert bench.shards.used_bytes == 0
+
+
+def test_retire_drops_what_was_prepared() -> None:
+    """An aborted plan leaves nothing; another epoch's word changes nothing."""
+    bench = Bench()
+    bench.load(bench.book.on_prepare(B, prepare(plan_set()), 0.0))
+    bench.book.on_retire(Retire("cat", SECOND), 0.0)
+    assert bench.book.plan("cat", FIRST) is not None
+    bench.book.on_retire(Retire("cat", FIRST), 0.0)
+    assert (bench.book.plan("cat", FIRST), bench.shards.used_bytes) == (None, 0)
+
+
+def test_a_prepared_plan_outlives_its_leader_only_for_a_while() -> None:
+    """Under another leader what was prepared serves whoever was told to use it, then goes with its memory."""
+    bench = Bench()
+    bench.load(bench.book.on_prepare(B, prepare(plan_set()), 0.0))
+    bench.book.on_leader(C, 10.0)
+    assert bench.book.deadline == 10.0 + ORPHAN_S
+    assert bench.book.plan("cat", FIRST) is not None
+    assert any(isinstance(effect, PlansChanged) for effect in bench.book.on_deadline(10.0 + ORPHAN_S))
+    assert (bench.book.plan("cat", FIRST), bench.shards.used_bytes, bench.book.deadline) == (None, 0, None)
+
+
+def test_a_prepared_plan_that_is_given_again_is_no_orphan() -> None:
+    """The link to the leader broke and came back: its repeated Prepare keeps the plan."""
+    bench = Bench()
+    bench.load(bench.book.on_prepare(B, prepare(plan_set()), 0.0))
+    bench.book.on_linked(B, 1.0)
+    bench.book.on_prepare(B, prepare(plan_set()), 1.1)
+    assert bench.book.deadline is None
+
+
+def test_a_new_leader_hears_what_serves_and_what_is_loaded() -> None:
+    """The active plan comes first, so that the report that follows has something to belong to."""
+    bench, plans = Bench(), plan_set()
+    bench.serve(plans)
+    effects = bench.book.on_leader(C, 1.0)
+    assert [(e.to, type(e.message)) for e in effects if isinstance(e, Send)] == [(C, Activate), (C, Ready)]
+
+
+def test_a_new_link_to_the_leader_repeats_the_report() -> None:
+    """A Ready that was lost with the link is said again; to others nothing is said."""
+    bench = Bench()
+    bench.serve(plan_set())
+    assert bench.book.on_linked(C, 1.0) == []
+    assert len(said(bench.book.on_linked(B, 1.0), Ready)) == 1
+
+
+def test_the_leader_takes_no_followers_word_for_what_is_loaded() -> None:
+    """A follower introduces its plan with an old list; the leader's own list stays."""
+    bench, plans = Bench(), plan_set()
+    bench.serve(plans, (FIRST, FIRST.without(C)))
+    bench.book.on_leader(A, 1.0)
+    bench.book.on_activate(C, Activate(plans, (FIRST,)), 1.0)
+    assert bench.book.ready("cat") == {FIRST, FIRST.without(C)}
+
+
+def test_a_lost_shard_is_reported_even_when_nothing_is_left() -> None:
+    """What was reported loaded and is not any more is taken back."""
+    bench, plans = Bench(), plan_set()
+    bench.serve(plans)
+    bench.shards.want([])
+    ((_, message),) = said(bench.book.on_shards(), Ready)
+    assert message == Ready(FIRST, (), ())
+
+
+def test_nothing_of_a_removed_model_stays() -> None:
+    """Active, prepared and the word that there is no plan: all go, whatever the leader managed to say."""
+    bench = Bench()
+    bench.serve(plan_set(FIRST))
+    bench.load(bench.book.on_prepare(C, prepare(plan_set(SECOND)), 0.0))
+    bench.book.on_unplanned(Unplanned("cat", CAT.digest, "no memory", True))
+    bench.book.on_gone("cat", 1.0)
+    assert bench.book.known == ()
+    bench.book.on_deadline(1.0 + DRAIN_S)
+    assert bench.shards.used_bytes == 0
+
+
+def test_words_that_there_is_no_plan_are_bounded_and_end_with_a_plan() -> None:
+    """A plan takes the word back; of too many the oldest go."""
+    bench = Bench()
+    for number in range(UNPLANNED_MAX + 3):
+        bench.book.on_unplanned(Unplanned(f"m{number}", CAT.digest, "no memory", True))
+    assert bench.book.unplanned("m0") is None
+    bench.book.on_unplanned(Unplanned("cat", CAT.digest, "no memory", True))
+    bench.serve(plan_set())
+    assert bench.book.unplanned("cat") is None
+
+
+def test_the_costs_of_two_windows_are_counted_once_at_the_larger() -> None:
+    """The new plan shares its shards with the old one: only the wider window costs more."""
+    bench = Bench()
+    bench.serve(plan_set(FIRST))
+    before = bench.shards.used_bytes
+    wide = plan_set(SECOND)
+    main = msgspec.structs.replace(wide.main, window=40)
+    bench.serve(PlanSet(main, wide.contingencies))
+    assert before < bench.shards.used_bytes < 2 * before
+    assert len(bench.shards.loaded()) == len({Recipe(CAT.digest, 0, 3), Recipe(CAT.digest, 4, 7)})

@@ -1,0 +1,1 @@
+"""Makes models: the seeded classifier of the demo and tests, without TensorFlow."""
