@@ -50,6 +50,13 @@ class ModelError(MeshError):
     http_status = 422
 
 
+class DownloadError(MeshError):
+    """A file cannot be had from the address it should be at; what came is kept for the next try."""
+
+    exit_code = 1
+    http_status = 502
+
+
 class UnknownModelError(MeshError):
     """No model of that name; the message lists the choices."""
 
@@ -114,6 +121,7 @@ BY_CODE: dict[str, type[MeshError]] = {
         NodeError,
         NoMeshError,
         ModelError,
+        DownloadError,
         UnknownModelError,
         ModelConflictError,
         NoPlanError,

@@ -15,10 +15,12 @@ from meshnn.cli.wish import Wish
 from meshnn.client import Reply
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.device.interpreter import Engine
+from meshnn.device.records import load_record
 from meshnn.device.store import Store
 from meshnn.errors import ModelConflictError, ModelError
 from meshnn.graph.card import Card
 from meshnn.node.answer import npz_of
+from meshnn.node.catalogue import check_name
 from meshnn.node.library import Library
 from meshnn.node.messages import NameRecord
 from meshnn.node.single import Single
@@ -39,10 +41,11 @@ def _opened(folder: Path) -> Iterator[Store]:
 
 def store_model(folder: Path, file: Path, name: str, *, replace: bool) -> str:
     """Keep a model in the state folder for the node that will run on it; the line to print."""
+    check_name(name)
     if not file.is_file():
         raise ModelError(f"{file} is no file")
     with _opened(folder) as store:
-        records = {record.name: record for record in saved_names(store)}
+        records = {record.name: record for record in saved_names(folder)}
         library = Library(LOCAL, store, lambda _: None, _nothing)
         card: Card = asyncio.run(library.take(file, name))
         old = records.get(name)
@@ -54,9 +57,15 @@ def store_model(folder: Path, file: Path, name: str, *, replace: bool) -> str:
     return f"{name} is stored: {card.size_bytes / 1e6:.1f} MB; the mesh has it once `meshnn join` runs here"
 
 
-def saved_names(store: Store) -> tuple[NameRecord, ...]:
-    """The model names a state folder knows."""
-    return msgspec.convert(store.load_record("names").get("records", []), tuple[NameRecord, ...])
+def saved_names(folder: Path) -> tuple[NameRecord, ...]:
+    """The model names a state folder knows, removed ones too; NodeError where they cannot be read."""
+    return msgspec.convert(load_record(folder, "names").get("records", []), tuple[NameRecord, ...])
+
+
+def stored_file(folder: Path, name: str) -> Path | None:
+    """The file of a model that a state folder keeps, or None."""
+    digest = next((record.digest for record in saved_names(folder) if record.name == name and not record.removed), None)
+    return None if digest is None or not folder.is_dir() else Store(folder, DISK_BYTES).path("model", digest)
 
 
 class Alone:
@@ -66,7 +75,7 @@ class Alone:
         """`store`: an opened state folder."""
         self._loop = asyncio.new_event_loop()
         self._engine = Engine(1)
-        records = {record.name: record for record in saved_names(store) if not record.removed}
+        records = {record.name: record for record in saved_names(store.folder) if not record.removed}
         self._single = Single(LOCAL, BootId("0" * 16), self._engine, store, records)
 
     def ask(self, data: bytes, source: str, wish: Wish) -> Reply:

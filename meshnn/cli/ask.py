@@ -11,9 +11,9 @@ import click
 from meshnn.cli.options import json_option, state_dir_option, state_folder
 from meshnn.cli.wish import Asker, Wish
 from meshnn.client import LocalNode, find
-from meshnn.errors import InputError, MeshError
+from meshnn.errors import MeshError
+from meshnn.input_file import read_file
 
-INPUT_BYTES_MAX = 64 << 20
 ASK_DEADLINE_S = 30.0
 
 
@@ -64,7 +64,7 @@ def _ask_all(inputs: tuple[str, ...], wish: Wish, ask: Asker) -> int:
     stems: dict[str, int] = {}
     for source in inputs:
         try:
-            reply = ask(_read(source), source, wish)
+            reply = ask(read_file(Path(source)), source, wish)
         except MeshError as error:
             code = code or error.exit_code
             _print_failure(source, error, as_json=wish.as_json)
@@ -73,20 +73,6 @@ def _ask_all(inputs: tuple[str, ...], wish: Wish, ask: Asker) -> int:
             _write_tensors(wish.tensors, source, reply.rest, stems)
         click.echo(reply.line.decode() if wish.as_json else _told(reply.json()))
     return code
-
-
-def _read(source: str) -> bytes:
-    """An input's bytes; InputError in one line."""
-    path = Path(source)
-    try:
-        if path.is_dir():
-            raise InputError(f"{source} is a folder: name the photos in it")
-        if path.stat().st_size > INPUT_BYTES_MAX:
-            raise InputError(f"{source} has {path.stat().st_size} bytes; at most {INPUT_BYTES_MAX} are taken")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"{source} cannot be read: {reason}") from error
 
 
 def _write_tensors(folder: Path, source: str, arrays: bytes, stems: dict[str, int]) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import click
 
+from meshnn.cli.give import ADD_DEADLINE_S, Manner, give
 from meshnn.cli.options import json_option, state_dir_option, state_folder
+from meshnn.cli.pull import pull
 from meshnn.client import find, need
-from meshnn.errors import ModelError, UnknownModelError
-
-ADD_DEADLINE_S = 60.0
+from meshnn.errors import UnknownModelError
 
 
 @click.group("models", short_help="Add, list, show, remove or download models.")
@@ -29,36 +30,27 @@ def command() -> None:
 )
 @state_dir_option
 def add(file: Path, name: str | None, replace: bool, no_wait: bool, deadline: float, state_dir: Path | None) -> None:
-    """Give FILE to the mesh; returns when every member knows it, two devices hold it and a plan serves it."""
-    name = name or file.stem
-    folder = state_folder(state_dir)
-    node = find(folder)
-    if node is None:
-        from meshnn.cli.alone import store_model
+    """Give FILE to the mesh; returns when every member knows it, two devices hold it and a plan serves it.
 
-        click.echo(store_model(folder, file, name, replace=replace))
-        return
-    query = {"name": name, "replace": int(replace), "no_wait": int(no_wait), "deadline": deadline}
-    try:
-        with file.open("rb") as body:
-            told = node.request("POST", "/api/v1/models", body, query, timeout_s=deadline + 30).json()
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ModelError(f"{file} cannot be read: {reason}") from error
-    click.echo(f"{told['name']} is served: {told['bytes'] / 1e6:.1f} MB held by {len(told['holders'])} devices")
+    With no node running the model is stored for the one that will.
+    """
+    manner = Manner(replace, no_wait, deadline)
+    click.echo(give(state_folder(state_dir), file, name or file.stem, manner))
 
 
 @command.command("list", short_help="List the models and who holds them.")
+@click.option("--catalogue", is_flag=True, help="Also list the models that `meshnn models pull` knows by name.")
 @json_option
 @state_dir_option
-def listing(as_json: bool, state_dir: Path | None) -> None:
-    """List the models of the mesh."""
-    reply = need(state_folder(state_dir)).request("GET", "/api/v1/models")
+def listing(catalogue: bool, as_json: bool, state_dir: Path | None) -> None:
+    """List the models of the mesh; with no node running, those stored here and those of the catalogue."""
+    from meshnn.cli.listing import rows, show
+
+    found = rows(state_folder(state_dir), catalogue=catalogue)
     if as_json:
-        click.echo(reply.line.decode())
-        return
-    for row in reply.json():
-        click.echo(f"{row['name']}\t{row['bytes'] / 1e6:.1f} MB\t{len(row['holders'])} holders\t{row['digest'][:12]}")
+        click.echo(json.dumps(found))
+    else:
+        show(found)
 
 
 @command.command("show", short_help="Show a model's operators and its cheapest cuts.")
@@ -66,18 +58,30 @@ def listing(as_json: bool, state_dir: Path | None) -> None:
 @json_option
 @state_dir_option
 def show(model: str, as_json: bool, state_dir: Path | None) -> None:
-    """Show the operators of MODEL, a file or a model of the mesh, and the cuts that move the fewest bytes."""
+    """Show the operators of MODEL, a file or a model's name, and the cuts that move the fewest bytes."""
     from meshnn.cli import operators
 
+    folder = state_folder(state_dir)
     path = Path(model)
-    if path.is_file():
-        card = operators.card_of_file(path)
-    else:
-        node = find(state_folder(state_dir))
-        if node is None:
-            raise UnknownModelError(f"{model} is no file, and no node runs on this device that might know the name")
+    node = None if path.is_file() else find(folder)
+    if node is not None:
         card = operators.card_of_json(node.request("GET", node.model_path(model, "/card"), timeout_s=40).line)
+    else:
+        card = operators.card_of_file(path if path.is_file() else _file_of(folder, model))
     operators.show(card, as_json=as_json)
+
+
+def _file_of(folder: Path, name: str) -> Path:
+    """The file of a name where no node runs: stored here, or shipped; UnknownModelError."""
+    from meshnn.cli.alone import stored_file
+    from meshnn.known_models import catalogue, shipped_file
+
+    path = stored_file(folder, name) or (shipped_file("default.tflite") if name == "default" else None)
+    if path is not None:
+        return path
+    if any(entry.name == name for entry in catalogue()):
+        raise UnknownModelError(f"{name} is in the catalogue but not here: `meshnn models pull {name}`")
+    raise UnknownModelError(f"{name} is no file, and no node runs on this device that might know the name")
 
 
 @command.command("remove", short_help="Forget a model in the whole mesh.")
@@ -88,3 +92,6 @@ def remove(name: str, state_dir: Path | None) -> None:
     node = need(state_folder(state_dir))
     told: dict[str, Any] = node.request("DELETE", node.model_path(name)).json()
     click.echo(f"removed {told['removed']}")
+
+
+command.add_command(pull)

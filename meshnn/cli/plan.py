@@ -9,6 +9,7 @@ import click
 
 from meshnn.cli.options import json_option, state_dir_option, state_folder
 from meshnn.client import need
+from meshnn.errors import UsageError
 
 
 @click.group("plan", short_help="Show who runs what.")
@@ -37,3 +38,44 @@ def show(as_json: bool, state_dir: Path | None) -> None:
             click.echo(f"  {stage['device']}: operators {first}-{last}{split}, {used:.1f} MB on the device")
         for device, how in sorted(plan["covered"].items()):
             click.echo(f"  the death of {device[:12]} is {how}")
+
+
+@command.command("check", short_help="Run a plan, or every split of a model, here and compare.")
+@click.argument("plan", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", "file", required=True, type=click.Path(path_type=Path), help="The model's TFLite file.")
+@click.option("--all-splits", is_flag=True, help="Try every split at every operator, and on fused runs.")
+@click.option("--parts", type=click.IntRange(2, 64), default=2, show_default=True, help="Parts of each split.")
+@click.option("--shares", help="The parts' sizes in proportion, such as 2,1,1 (default: equal work).")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random input.")
+@json_option
+def check(
+    plan: Path | None, file: Path, *, all_splits: bool, parts: int, shares: str | None, seed: int, as_json: bool
+) -> None:
+    """Run PLAN (JSON), or with --all-splits every split of a model, on this machine and compare with the whole model.
+
+    Exits 0 only if nothing crashed and every split that ran was within its class: equal bytes, or for float partial
+    sums within 1e-5 of the tensor's largest magnitude.
+    """
+    if (plan is None) != all_splits:
+        raise UsageError("name a plan file, or give --all-splits")
+    from meshnn.cli import check as checking
+
+    if plan is not None:
+        good = checking.check_plan(plan, file, seed=seed, as_json=as_json)
+    else:
+        good = checking.check_all_splits(file, _speeds(shares, parts), seed=seed, as_json=as_json)
+    if not good:
+        raise click.exceptions.Exit(1)
+
+
+def _speeds(shares: str | None, parts: int) -> tuple[float, ...]:
+    """The parts' sizes in proportion; all alike where none are given."""
+    if shares is None:
+        return (1.0,) * parts
+    try:
+        found = tuple(float(share) for share in shares.split(","))
+    except ValueError:
+        raise UsageError(f"--shares takes numbers such as 2,1,1, not {shares!r}") from None
+    if len(found) < 2 or not all(0 < share < float("inf") for share in found):
+        raise UsageError("--shares takes two or more numbers above zero")
+    return found

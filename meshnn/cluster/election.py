@@ -326,7 +326,7 @@ class Election:
             self._ask(round_)
             return
         self._candidacy = None
-        # Who gave no answer at all to repeated questions, nor was heard otherwise, is as silent as after a failed probe.
+        # Who answered none of the repeated questions, nor was heard otherwise, is as silent as after a failed probe.
         heard_at = {device: self._roster.heard_at(device) or 0.0 for device in round_.silent}
         self.unanswered += [device for device in round_.silent if heard_at[device] < round_.begun_at]
         if not self.leading:

@@ -7,7 +7,7 @@ from meshnn.cluster.member import Address
 from meshnn.cluster.post import Post
 from meshnn.cluster.probing import Prober
 from meshnn.cluster.roster import Roster
-from meshnn.cluster.timing import RETRY_INTERVAL_S
+from meshnn.cluster.timing import FRESH_DEATH_S, RETRY_INTERVAL_S, RETRY_SOON_S
 
 ADDRESSES_MAX = 256
 EAGER_S = (1.0, 2.0, 3.0, 5.0)
@@ -83,4 +83,6 @@ class Seeker:
             self._post.effects.append(Dial(address))
 
     def _rest(self, now: float) -> None:
-        self.deadline = now + (self._eager.pop(0) if self._eager else RETRY_INTERVAL_S)
+        fresh = bool(self._roster.recently_dead(now, FRESH_DEATH_S))
+        usual_s = RETRY_SOON_S if fresh else RETRY_INTERVAL_S
+        self.deadline = now + (self._eager.pop(0) if self._eager else usual_s)

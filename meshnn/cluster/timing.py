@@ -18,6 +18,9 @@ GOSSIP_INTERVAL_S = 0.2
 GOSSIP_TO_DEAD_S = 30.0
 ECHO_INTERVAL_S = 0.1
 RETRY_INTERVAL_S = 10.0
+RETRY_SOON_S = 4.0
+FRESH_DEATH_S = 600.0
+"""The dead of the last ten minutes may be the other half of a partition: they are tried more often."""
 TOMBSTONE_S = 24 * 3600.0
 SUSPICION_STRETCH = 3.0
 LOAD_INTERVAL_S = 5.0

@@ -188,6 +188,7 @@ def compact(graph: Graph) -> Graph:
     place[-1] = -1
 
     def moved(tensors: tuple[int, ...]) -> tuple[int, ...]:
+        """Tensor indices in the new numbering."""
         return tuple(place[t] for t in tensors)
 
     return dataclasses.replace(

@@ -168,6 +168,7 @@ class _Table:
         return list(self._tables(slot))
 
     def _tables(self, slot: int) -> Iterator[_Table]:
+        """The same, one after another; ValueError for more than any real file has."""
         at, length = self.vector(slot)
         if length > _MOST_ITEMS:
             raise ValueError(length)

@@ -79,10 +79,7 @@ class Catalogue:
 
     def bind(self, name: str, card: Card, *, replace: bool) -> list[Effect]:
         """Name a model whose file is held here; ModelConflictError where the name means another file."""
-        if not _proper(name):
-            raise ModelError(
-                f"{name!r} cannot name a model: use 1 to {NAME_LENGTH_MAX} printable characters without / or @"
-            )
+        check_name(name)
         old = self._names.get(name)
         if old is not None and not old.removed and old.digest != card.digest and not replace:
             raise ModelConflictError(
@@ -236,6 +233,14 @@ class Catalogue:
 
 def _next_stamp(old: NameRecord | None) -> int:
     return 1 if old is None else old.stamp + 1
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot name a model: ModelError."""
+    if not _proper(name):
+        raise ModelError(
+            f"{name!r} cannot name a model: use 1 to {NAME_LENGTH_MAX} printable characters without / or @"
+        )
 
 
 def _proper(name: str) -> bool:

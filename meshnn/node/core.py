@@ -19,7 +19,7 @@ from meshnn.node.contacts import Contacts
 from meshnn.node.copies import Copies
 from meshnn.node.effects import Changed, CutShards, Effect, Fetch, PlansChanged, Send, note
 from meshnn.node.leader import Leader
-from meshnn.node.messages import Copy, CopyFailed, Holdings, Names
+from meshnn.node.messages import Copy, CopyFailed, Holdings, Names, Pin, PinAnswer, Unpin
 from meshnn.node.plans import PlanBook
 from meshnn.node.problem import Problem
 from meshnn.node.shards import Shards
@@ -30,6 +30,7 @@ T = TypeVar("T")
 # Messages a node may send itself within one event before it must be a loop in our logic.
 LOCAL_MAX = 10_000
 CARD_RETRY_S = 3.0
+PIN_ANSWERS_MAX = 64
 
 
 class Core:
@@ -44,6 +45,8 @@ class Core:
         self.leader = Leader(me, catalogue, self.book)
         self.copies = Copies()
         self.contacts = Contacts(me)
+        # The leader's answers to `Pin` and `Unpin`, by ask: why not, or "" for yes.
+        self.pinned: dict[str, str] = {}
         self._me = me
         self._copying: dict[str, DeviceId] = {}
         self._cards_due: float | None = None
@@ -208,6 +211,9 @@ class Core:
             Cut: lambda: self._cut(source, _as(Cut, message)),
             Copy: lambda: self._copy(source, _as(Copy, message)),
             CopyFailed: lambda: self._copy_failed(source, _as(CopyFailed, message), now),
+            Pin: lambda: self.leader.on_pin(source, _as(Pin, message), now),
+            Unpin: lambda: self.leader.on_pin(source, _as(Unpin, message), now),
+            PinAnswer: lambda: self._pin_answered(_as(PinAnswer, message)),
         }
         handler = handlers.get(type(message))
         if handler is not None:
@@ -226,6 +232,13 @@ class Core:
         if under_way:
             return []
         return [Fetch("model", message.digest, message.size_bytes, message.digest, message.holders)]
+
+    def _pin_answered(self, message: PinAnswer) -> list[Effect]:
+        """The leader's word on a wish of this node's."""
+        self.pinned[message.ask] = message.reason
+        for ask in list(self.pinned)[:-PIN_ANSWERS_MAX]:
+            del self.pinned[ask]
+        return [Changed()]
 
     def _copy_failed(self, source: DeviceId, message: CopyFailed, now: float) -> list[Effect]:
         if not self.leader.leading:

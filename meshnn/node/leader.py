@@ -17,7 +17,8 @@ from meshnn.graph.card import Card
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.effects import Changed, Effect, Send, Solve, note
 from meshnn.node.jobs import ActivePlan, Failure, Job, Phase, adopted, mark_of, runs_on
-from meshnn.node.messages import NameRecord
+from meshnn.node.messages import NameRecord, Pin, PinAnswer, Unpin
+from meshnn.node.pins import Pins, Sight
 from meshnn.node.plans import PlanBook
 from meshnn.node.problem import Problem, better
 from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Fetch, Prepare, Ready, Refused, Retire, Unplanned
@@ -60,6 +61,7 @@ class Leader:
         self._refused: dict[tuple[str, DeviceId, BootId], tuple[float, str]] = {}
         self._changed_at: dict[str, float] = {}
         self._files: dict[Recipe, Fetch] = {}
+        self._pins = Pins()
         self._wake: float | None = None
 
     @property
@@ -79,6 +81,7 @@ class Leader:
         self._term = term
         for table in (self._jobs, self._served, self._failures, self._refused, self._changed_at):
             table.clear()
+        self._pins.clear()
         return self.review(self._alive, now)
 
     def review(self, alive: Mapping[DeviceId, Member], now: float) -> list[Effect]:
@@ -157,7 +160,7 @@ class Leader:
         self._failures.pop(model, None)
         self._changed_at[model] = now
         self._served[model] = ActivePlan(job.plans, job.loaded, job.marks)
-        return [Changed(), *self.review(self._alive, now)]
+        return [Changed(), *self.review(self._alive, now), *self._pins.answer(model)]
 
     def on_refused(self, source: DeviceId, message: Refused, now: float) -> list[Effect]:
         """A device cannot prepare, or not serve any more: the next plan does without it for a while."""
@@ -174,10 +177,19 @@ class Leader:
         model = plans.main.model
         for boot in {plan.lives()[source] for plan in plans.plans if source in plan.lives()}:
             self._refused[model, source, boot] = (now + REFUSED_S, reason)
-        effects = self._abort(model) if job is not None else []
+        effects = self._abort(model, reason) if job is not None else []
         if job is None and served is not None:
             served.broken = True
         return [*effects, note("plan_refused", warning=True, model=model, reason=reason), Changed()]
+
+    def on_pin(self, source: DeviceId, message: Pin | Unpin, now: float) -> list[Effect]:
+        """Somebody wants a model to run exactly one plan, or gives it back to the planner."""
+        if self._term is None:
+            return [Send(source, PinAnswer(message.ask, "another device leads by now: ask again"))]
+        if all(record.name != message.model for record in self._catalogue.records):
+            return [Send(source, PinAnswer(message.ask, f"no model is called {message.model}"))]
+        effects = [*self._pins.ask(source, message), *self._abort(message.model, keep_wish=True)]
+        return [*effects, *self.review(self._alive, now)]
 
     def on_linked(self, device: DeviceId, boot: BootId) -> list[Effect]:
         """A link is up again: what was said meanwhile may be lost, so it is said anew to this life of the device."""
@@ -218,9 +230,11 @@ class Leader:
         solving = any(job.phase is Phase.SOLVING for job in self._jobs.values())
         if model in self._jobs or card is None or solving:
             return []
-        usable = self._usable(model)
         served = self._adopt(record)
         whole = served is not None and not served.broken and runs_on(served.plans.main, self._lives())
+        if self._pins.wish(model) is not None or (served is not None and served.plans.main.pinned):
+            return self._review_pin(record, card, served, now, whole=whole)
+        usable = self._usable(model)
         due = self._voluntary_at(model, served, usable, now) if served is not None and whole else now
         failure = self._failures.get(model)
         if failure is not None and failure.signature == self._signature(record):
@@ -231,6 +245,34 @@ class Leader:
             self._wake_at(due)
             return []
         return self._solve(record, card, served, now, voluntary=whole)
+
+    def _review_pin(
+        self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, *, whole: bool
+    ) -> list[Effect]:
+        """Begin what was asked; keep a pinned plan, and let it wait for its devices."""
+        failure = self._failures.get(record.name)
+        troubles = list(self._refusals(record.name))
+        if failure is not None and failure.until > now:
+            troubles.append("the next try to prepare it")
+        members = tuple(member for _, member in sorted(self._alive.items()))
+        active = None if served is None else served.plans.main
+        sight = Sight(record, card, members, active, whole, self._used_elsewhere(record.name), tuple(troubles))
+        verdict = self._pins.review(sight, self._next_epoch)
+        if verdict.tell_again and served is not None:
+            served.told.clear()
+        if verdict.search:
+            return self._solve(record, card, None, now, voluntary=False)
+        if verdict.plan is None:
+            return list(verdict.effects)
+        epoch, deadline, plans = verdict.plan.epoch, now + SOLVE_S, PlanSet(verdict.plan)
+        job = Job(Phase.SOLVING, epoch, record.digest, members, whole, deadline, plans=plans)
+        self._jobs[record.name] = job
+        return self._cut(record.name, job, now)
+
+    def _next_epoch(self) -> Epoch:
+        assert self._term is not None
+        self._number += 1
+        return Epoch(self._term, self._me, self._number)
 
     def _voluntary_at(self, model: str, served: ActivePlan, usable: tuple[Member, ...], now: float) -> float | None:
         """When a plan that works is to be looked at again; None while the devices are those it was made for."""
@@ -257,9 +299,7 @@ class Leader:
     def _solve(
         self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, *, voluntary: bool
     ) -> list[Effect]:
-        assert self._term is not None
-        self._number += 1
-        epoch = Epoch(self._term, self._me, self._number)
+        epoch = self._next_epoch()
         members = self._usable(record.name)
         self._jobs[record.name] = Job(Phase.SOLVING, epoch, record.digest, members, voluntary, now + SOLVE_S)
         self._wake_at(now + SOLVE_S)
@@ -345,24 +385,28 @@ class Leader:
             table.pop(model, None)
         return self._abort(model)
 
-    def _abort(self, model: str) -> list[Effect]:
-        """End a job; whoever prepared for it may drop it."""
+    def _abort(self, model: str, reason: str = "its devices changed", *, keep_wish: bool = False) -> list[Effect]:
+        """End a job; whoever prepared for it may drop it, and whoever asked for its plan hears why."""
         job = self._jobs.pop(model, None)
-        if job is None or job.phase is not Phase.PREPARING or job.plans is None:
+        if job is None:
             return []
+        answers = [] if keep_wish else self._pins.answer(model, reason)
+        if job.phase is not Phase.PREPARING or job.plans is None:
+            return answers
         devices = {device for plan in job.plans.plans for device in plan.devices()}
-        return [Send(device, Retire(model, job.epoch)) for device in sorted(devices) if device in self._alive]
+        retire = [Send(device, Retire(model, job.epoch)) for device in sorted(devices) if device in self._alive]
+        return [*retire, *answers]
 
     def _fail(self, model: str, reason: str, now: float, *, hopeless: bool = False) -> list[Effect]:
         """End a job; the next try waits for a change of the devices, or a while."""
         voluntary = model in self._jobs and self._jobs[model].voluntary
-        effects = self._abort(model)
+        effects = self._abort(model, reason)
         record = next((record for record in self._catalogue.records if record.name == model), None)
         if record is not None:
             signature = self._signature(record)
             old = self._failures.get(model)
-            tries = old.tries + 1 if old is not None and old.signature == signature else 0
-            wait_s = BACKOFF_MAX_S if hopeless else min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(tries, 10))
+            tries = old.tries + 1 if old is not None and old.signature == signature else 1
+            wait_s = BACKOFF_MAX_S if hopeless else min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(tries - 1, 10))
             self._failures[model] = Failure(signature, now + wait_s, tries)
             self._wake_at(now + wait_s)
             if not voluntary:

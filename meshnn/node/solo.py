@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -18,18 +17,12 @@ from meshnn.errors import UnknownModelError
 from meshnn.graph.card import Card
 from meshnn.graph.describe import card_of
 from meshnn.graph.reader import read
+from meshnn.known_models import shipped_file
 from meshnn.node.dataplane import Outcome
 from meshnn.plan.messages import StageTime
 from meshnn.plan.plan import Epoch, Group, Lane, Plan, Shard, Stage
 
 NAME = "default"
-
-
-def default_path() -> Path | None:
-    """Where the shipped model lies: in the installed package, or in the repository it runs from."""
-    package = Path(str(resources.files("meshnn")))
-    places = (package / "models" / "default.tflite", package.parent / "models" / "default.tflite")
-    return next((path for path in places if path.is_file()), None)
 
 
 class Whole:
@@ -67,7 +60,7 @@ class Shipped:
 
     def __init__(self) -> None:
         """An installation may ship none."""
-        self._path = default_path()
+        self._path = shipped_file(f"{NAME}.tflite")
         self._card: Card | None = None
         self._describing = asyncio.Lock()
 

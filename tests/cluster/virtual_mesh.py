@@ -117,6 +117,16 @@ class VirtualMesh:
         self._timers[device.id] = None
         self._note("unplug", device.id)
 
+    def leave(self, index: int) -> None:
+        """An orderly goodbye; then the process is gone."""
+        device = self.device(index)
+        self._perform(device, self.cluster(index).leave(self.now))
+        self.kill(index)
+
+    def load(self, index: int, load: Load) -> None:
+        """A device's load changed."""
+        self._perform(self.device(index), self.cluster(index).set_load(load, self.now))
+
     def stall(self, index: int, duration_s: float) -> None:
         """SIGSTOP for a while: what arrives waits."""
         device = self.device(index)

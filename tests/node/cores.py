@@ -64,6 +64,7 @@ class Device:
     refuses: bool = False
     core: Core | None = None
     links: dict[DeviceId, int] = field(default_factory=dict)
+    ending: set[DeviceId] = field(default_factory=set)
 
     @property
     def id(self) -> DeviceId:
@@ -107,6 +108,7 @@ class Cores:
             device = self.devices[letter]
             device.boot += 1
             device.loaded.clear()
+            device.ending.clear()
             incarnation = max(device.incarnation + 1, int(self.now * 1000))
             capability = Capability(device.memory_bytes, device.disk_bytes, 1.0, 1, "x", device.can_cut)
             me = Member(device.id, device.boot_id, letter, device.address, 8000, incarnation, capability=capability)
@@ -145,6 +147,21 @@ class Cores:
         for near, far in ((one, other), (other, one)):
             self._cut_link(near, far, evidence)
 
+    def sever(self, one: str, other: str) -> None:
+        """A link carries nothing any more, and neither end has noticed."""
+        for near, far in ((one, other), (other, one)):
+            self.devices[near].links.pop(device_id(far), None)
+
+    def notice(self, one: str, other: str) -> None:
+        """Both ends of a severed link notice."""
+        for near, far in ((one, other), (other, one)):
+            self._event(near, WIRE_S, partial(_unlinked, self.devices[near], device_id(far), "silent"))
+
+    def hold(self, letter: str, card: Card) -> None:
+        """Put a model's whole file on a device, as a copy that arrived."""
+        self.devices[letter].files[card.digest] = card
+        self._now(self.devices[letter], lambda core, now: core.on_model_fetched(card.digest, "", now))
+
     def run(self, duration_s: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Let virtual time pass; True as soon as `until` holds."""
         end, steps = self.now + duration_s, 0
@@ -180,7 +197,7 @@ class Cores:
         return one[0] if one is not None and not more and one[0] in self.living else ""
 
     def settled(self, name: str, digest: str | None = None) -> bool:
-        """Whether all agree on a leader and a plan whose devices live in the life it names, with their shards loaded."""
+        """Whether all agree on a leader and a plan whose devices live in the life it names, their shards loaded."""
         plans = [self.core(letter).book.active(name) for letter in self.living]
         first = plans[0]
         if not self.leader() or first is None or any(p is None or p.main != first.main for p in plans):
@@ -334,6 +351,9 @@ class Cores:
         if target.core is None:
             self._now(device, lambda core, now: core.on_unreachable(address, "refused", now))
             return
+        if target.id in device.ending or device.id in target.ending:
+            self._dial(device, address)
+            return
         self._serial += 1
         for near, far in ((device, target), (target, device)):
             near.links[far.id] = self._serial
@@ -343,7 +363,8 @@ class Cores:
     def _cut_link(self, near: str, far: str, evidence: str) -> None:
         device = self.devices[near]
         if device.links.pop(device_id(far), None) is not None:
-            self._event(near, WIRE_S, lambda core, now: core.on_unlinked(device_id(far), evidence, now))
+            device.ending.add(device_id(far))
+            self._event(near, WIRE_S, partial(_unlinked, device, device_id(far), evidence))
 
     def _fetch(self, device: Device, wanted: Fetch) -> None:
         """Any holder that lives gives the file; a shard is cut again by whoever has the model."""
@@ -422,6 +443,11 @@ def _datagram(source: DeviceId, boot: BootId, message: msgspec.Struct) -> Event:
 def _solved(name: str, task: problem.Problem) -> Event:
     result = problem.solve(task)
     return lambda core, now: core.on_solved(name, task, result, now)
+
+
+def _unlinked(device: Device, far: DeviceId, evidence: str, core: Core, now: float) -> list[Effect]:
+    device.ending.discard(far)
+    return core.on_unlinked(far, evidence, now)
 
 
 def _linked(far: Device) -> Event:

@@ -15,7 +15,6 @@ from meshnn.cluster.member import BootId, DeviceId
 from meshnn.device.interpreter import Engine, Ran
 from meshnn.graph.builder import random_inputs
 from meshnn.graph.card import Card
-from meshnn.graph.cut import fragment
 from meshnn.graph.describe import card_of
 from meshnn.graph.ir import Graph
 from meshnn.graph.writer import write
@@ -24,6 +23,7 @@ from meshnn.net.memory import MemoryNetwork, MemoryTransport
 from meshnn.net.transport import Address
 from meshnn.net.transport import Limits as TransportLimits
 from meshnn.node.dataplane import DataPlane, Limits
+from meshnn.node.library import shard_of
 from meshnn.node.slices import Array
 from meshnn.plan.messages import Cancel, Failed, Receipt, Slice
 from meshnn.plan.plan import Plan, PlanSet, Recipe
@@ -50,10 +50,10 @@ class Model:
         self.path.write_bytes(data)
 
     def file(self, recipe: Recipe) -> Path:
-        """The file of a shard without a split."""
+        """The file of a shard."""
         path = self._folder / f"{recipe.key}.tflite"
         if not path.exists():
-            path.write_bytes(write(fragment(self.graph, recipe.first, recipe.last)).to_bytes())
+            path.write_bytes(write(shard_of(self.graph, self.card, recipe)).to_bytes())
         return path
 
     def inputs(self, seed: int) -> dict[int, Array]:

@@ -19,10 +19,11 @@ ELECTION_LIMIT_S = 15.0
 # How long a restarted device may take to be worth killing again; counted apart from the gap.
 BACK_S = 60.0
 AGREE_S = 60.0
-# The usual model takes 9 MB alone and more with a window of requests. With 7 MB two devices share it and have memory
-# for every contingency; with 5.2 MB it takes three, so that one of them neither asks nor leads.
-TWO_SHARE = "7MB"
-THREE_SHARE = "5.2MB"
+# The usual model takes 9 MB alone and more with a window of requests: two devices share it, with memory for every
+# contingency, and nobody holds it alone.
+MEMORY = "7MB"
+# A device that can take no part of the work: it asks, so that of two who work one neither asks nor leads.
+LITTLE = "1MB"
 SEGMENT_S = 60.0
 ASK_DEADLINE_S = 30.0
 
@@ -119,33 +120,34 @@ class Course:
 
 def kill_worker(setting: Setting) -> Verdict:
     """The victim works in the active plan and neither asks nor leads; the origin is not the leader."""
-    return _run(setting, "kill-worker", THREE_SHARE, _other_than_leader, _kill_workers)
+    return _run(setting, "kill-worker", _bystander, _kill_workers)
 
 
 def kill_worker_from_leader(setting: Setting) -> Verdict:
     """The same with the leader as the origin."""
-    return _run(setting, "kill-worker-from-leader", TWO_SHARE, _leader, _kill_workers)
+    return _run(setting, "kill-worker-from-leader", _leader, _kill_workers)
 
 
 def kill_leader(setting: Setting) -> Verdict:
     """The victim is the leader, five to ten seconds after it became known."""
-    return _run(setting, "kill-leader", TWO_SHARE, _youngest, _kill_leaders)
+    return _run(setting, "kill-leader", _youngest, _kill_leaders)
 
 
 def kill_holder(setting: Setting) -> Verdict:
     """The victim is the only device that was given the file."""
-    return _run(setting, "kill-holder", TWO_SHARE, _other_than_leader, _kill_holder)
+    return _run(setting, "kill-holder", _other_than_leader, _kill_holder)
 
 
 def _run(
     setting: Setting,
     scenario: str,
-    memory: str,
     choose: Callable[[Field, Station], Station],
     kills: Callable[[Course], None],
 ) -> Verdict:
-    verdict = Verdict(scenario, {"memory": memory})
-    with Field(setting, scenario, "--memory", memory) as mesh:
+    verdict = Verdict(scenario)
+    with Field(setting, scenario, "--memory", MEMORY) as mesh:
+        if choose is _bystander:
+            mesh.stations[-1].options = ("--memory", LITTLE)
         mesh.start()
         given = mesh.stations[3]
         mesh.add(given)
@@ -224,15 +226,28 @@ def _other_than_leader(mesh: Field, given: Station) -> Station:
     return next(s for s in (*idle, *mesh.stations) if s not in (leader, given))
 
 
+def _bystander(mesh: Field, given: Station) -> Station:
+    """The device that has no memory to work with; where it leads, it is restarted and another one leads."""
+    origin = mesh.stations[-1]
+    while _leader(mesh, given) is origin:
+        _restart(mesh, origin)
+    return origin
+
+
 def _youngest(mesh: Field, given: Station) -> Station:
     """The device that would lead last: members long present lead before others, and lower ids before higher."""
     leader = _leader(mesh, given)
     last = max((device, station.name) for device, station in mesh.by_id().items() if station is not leader)
     origin = next(station for station in mesh.stations if station.name == last[1])
-    origin.stop()
-    origin.start()
-    until(lambda: origin.joined and mesh.met() and bool(mesh.plan()), AGREE_S, "the origin is back", mesh)
+    _restart(mesh, origin)
     return origin
+
+
+def _restart(mesh: Field, station: Station) -> None:
+    """End a node in order and wait until it is back and all is as before."""
+    station.stop()
+    station.start()
+    until(lambda: station.joined and mesh.met() and bool(mesh.plan()), AGREE_S, f"{station.name} is back", mesh)
 
 
 def _tell(course: Course) -> None:

@@ -189,6 +189,8 @@ def _read_problem(
     inside = any(tensors[t].producer >= first for t in operator.inputs)
     if split == "output" and operator.geometry.form in DENSE and inside:
         return "reads channels that other parts make"
+    if split in ("output", "input") and any(end % operator.geometry.multiplier for end in out[-1]):
+        return "makes several channels of one, and a boundary lies between them"
     single = split == "output" and operator.geometry.form == "dense" and out[-1][1] - out[-1][0] == 1
     if single and tensors[operator.inputs[0]].shape[-1] == 1 < tensors[operator.outputs[0]].shape[-1]:
         return "one channel made of one channel runs another kernel, whose last bit may differ"

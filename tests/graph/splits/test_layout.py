@@ -167,6 +167,15 @@ def test_what_cannot_be_exact_is_refused_with_its_reason(
         layout(card, first, last, split, (0, 1, 2), 0)
 
 
+def test_a_boundary_between_channels_made_of_one_is_refused() -> None:
+    """Beside a convolution, a depthwise of multiplier two on a tensor of its own: its pairs may not be torn apart."""
+    b = _builder()
+    x = b.input(1, 6, 5, 3)
+    y, z = b.conv(x, 2), b.depthwise(x, multiplier=2)
+    card = _card(b.graph(b.add(y, y), b.add(z, z)))
+    assert "boundary lies between them" in (refusal(card, 0, 3, "output", (0, 1, 2)) or "")
+
+
 @pytest.mark.parametrize("shares", [(), (0,), (0, 8), (0, 4), (0, 0, 8), (0, 5, 3, 8), (1, 8), (0, 4, 8, -1, 0, 3)])
 def test_shares_that_divide_nothing_are_refused(shares: tuple[int, ...]) -> None:
     """Shares run from 0 to the length and leave no part empty; one part alone is no split but is none either."""

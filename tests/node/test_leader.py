@@ -1,0 +1,427 @@
+"""The leader's rules, one by one: what starts a job, what ends it, what it waits for, who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+import pytest
+
+from meshnn.cluster.member import Address, BootId, Capability, DeviceId, Member
+from meshnn.graph.card import Card
+from meshnn.node import problem
+from meshnn.node.catalogue import Catalogue
+from meshnn.node.effects import Effect, Send, Solve
+from meshnn.node.leader import (
+    BACKOFF_MAX_S,
+    BACKOFF_S,
+    CUT_S,
+    PREPARE_S,
+    REFUSED_S,
+    SOLVE_S,
+    STABLE_S,
+    VOLUNTARY_S,
+    Leader,
+)
+from meshnn.node.messages import Holdings
+from meshnn.node.plans import PlanBook
+from meshnn.node.shards import Shards
+from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Fetch, Prepare, Ready, Refused, Retire, Unplanned
+from meshnn.plan.plan import Epoch, PlanSet
+from tests.node.cores import device_id, model
+
+A, B, C, D = (device_id(letter) for letter in "abcd")
+LIFE = BootId("0" * 16)
+CAT, LYNX, DOG = model("cat", "1"), model("cat", "2"), model("dog", "3", weights=10_000)
+
+
+def member(letter: str, boot: BootId = LIFE, memory_bytes: int = 1_000_000, speed: float = 1.0) -> Member:
+    """A member of the mesh; every one can cut."""
+    capability = Capability(memory_bytes, 10**9, speed, 1, "x", True)
+    return Member(device_id(letter), boot, letter, Address("h", ord(letter)), 0, 1, capability=capability)
+
+
+class Bench:
+    """A leads B and C; A and B hold the cat. Work is answered only where a test says so."""
+
+    def __init__(self, letters: str = "abc", *, name: bool = True) -> None:
+        """Leading since t = 0, with everybody here for a while."""
+        self.now = 0.0
+        self.catalogue = Catalogue(A, (), {})
+        for device in (B, C, D):
+            self.catalogue.on_linked(device)
+        self.catalogue.on_holdings(B, Holdings(1, (CAT.digest, LYNX.digest, DOG.digest), ()))
+        self.book = PlanBook(A, LIFE, Shards(10**6, lambda recipe: True), self.catalogue.card)
+        self.leader = Leader(A, self.catalogue, self.book)
+        self.alive = {device_id(letter): member(letter) for letter in letters}
+        self.leader.review(self.alive, -100.0)
+        self.leader.on_role(1, 0.0)
+        if name:
+            self.catalogue.bind("cat", CAT, replace=False)
+
+    def review(self, at: float | None = None, /, **changes: Member | None) -> list[Effect]:
+        """Look again at a time, after these members came, changed or went."""
+        self.now = self.now if at is None else at
+        for letter, row in changes.items():
+            self.alive.pop(device_id(letter), None)
+            if row is not None:
+                self.alive[device_id(letter)] = row
+        return self.leader.review(self.alive, self.now)
+
+    def solved(self, effects: Iterable[Effect]) -> list[Effect]:
+        """Answer the one search among the effects."""
+        (task,) = solves(effects)
+        return self.leader.on_solved(task.model, task, problem.solve(task), self.now)
+
+    def cut(self, effects: Iterable[Effect]) -> list[Effect]:
+        """Answer the one order to cut."""
+        ((to, order),) = said(effects, Cut)
+        assert isinstance(order, Cut)
+        return self.leader.on_cut_done(
+            CutDone(order.epoch, tuple(Fetch(r, "0" * 64, 9, (to,)) for r in order.recipes)), 0
+        )
+
+    def ready(self, effects: Iterable[Effect]) -> list[Effect]:
+        """Every device loads everything it is asked to."""
+        out: list[Effect] = []
+        for to, prepare in said(effects, Prepare):
+            assert isinstance(prepare, Prepare)
+            plans = prepare.plans
+            epochs = tuple(plan.epoch for plan in plans.plans if to in plan.devices())
+            out += self.leader.on_ready(to, Ready(plans.main.epoch, epochs), self.now)
+        return out
+
+    def serve(self) -> PlanSet:
+        """The whole way to an active plan, which A's own book knows too."""
+        effects = self.ready(self.cut(self.solved(self.review())))
+        (activate, *_) = [message for to, message in said(effects, Activate) if to == A][::-1]
+        assert isinstance(activate, Activate)
+        self.book.on_activate(A, activate, self.now)
+        self.review()
+        return activate.plans
+
+
+def said(effects: Iterable[Effect], kind: type[msgspec.Struct]) -> list[tuple[DeviceId, msgspec.Struct]]:
+    """The messages of one kind, with whom they are for."""
+    return [(e.to, e.message) for e in effects if isinstance(e, Send) and isinstance(e.message, kind)]
+
+
+def solves(effects: Iterable[Effect]) -> list[problem.Problem]:
+    """The searches that start."""
+    return [effect.problem for effect in effects if isinstance(effect, Solve)]
+
+
+def test_nobody_plans_who_does_not_lead() -> None:
+    """Without a term nothing starts and nothing is due; a term lost ends every job."""
+    bench = Bench()
+    bench.leader.on_role(None, 0.0)
+    assert (bench.review(), bench.leader.deadline) == ([], None)
+    assert solves(bench.leader.on_role(2, 0.0))
+
+
+def test_a_plan_is_activated_when_its_last_device_is_ready() -> None:
+    """Not one device of the main plan may be missing; then everybody alive is told."""
+    bench = Bench()
+    prepares = said(bench.cut(bench.solved(bench.review())), Prepare)
+    (_, first), *_ = prepares
+    assert isinstance(first, Prepare)
+    main = first.plans.main
+    *early, last = main.devices()
+    for device in early:
+        assert said(bench.leader.on_ready(device, Ready(main.epoch, (main.epoch,)), 0.0), Activate) == []
+    told = said(bench.leader.on_ready(last, Ready(main.epoch, (main.epoch,)), 0.0), Activate)
+    assert [to for to, _ in told] == [A, B, C]
+
+
+def test_every_device_of_the_contingencies_prepares_too() -> None:
+    """A device that is only in a contingency gets its Prepare with the others'."""
+    bench = Bench()
+    (first, *_) = prepares = said(bench.cut(bench.solved(bench.review())), Prepare)
+    assert isinstance(first[1], Prepare)
+    assert {to for to, _ in prepares} == {device for plan in first[1].plans.plans for device in plan.devices()}
+
+
+@pytest.mark.parametrize("phase", ["solving", "cutting", "preparing"])
+@pytest.mark.parametrize("fate", [None, member("c", BootId("1" * 16))])
+def test_a_death_or_a_restart_ends_the_job_and_starts_the_next(phase: str, fate: Member | None) -> None:
+    """In whatever phase: a device of the plan that died, or lives anew, costs the job; the next one starts at once."""
+    bench = Bench("abcd")
+    small = {device_id(letter): member(letter, memory_bytes=1000) for letter in "ab"}
+    bench.alive.update(small)
+    effects = bench.review()
+    if phase != "solving":
+        effects = bench.solved(effects)
+    if phase == "preparing":
+        assert {to for to, _ in said(bench.cut(effects), Prepare)} == {C, D}
+    again = bench.review(c=fate)
+    (task,) = solves(again)
+    assert (C in {row.device_id for row in task.members}) == (fate is not None)
+    told = [D] if fate is None else [C, D]
+    assert [to for to, _ in said(again, Retire)] == (told if phase == "preparing" else [])
+
+
+def test_the_death_of_a_device_outside_the_plan_does_not_stop_it() -> None:
+    """While preparing, only the main plan's devices matter."""
+    bench = Bench("abcd")
+    prepares = said(bench.cut(bench.solved(bench.review())), Prepare)
+    assert isinstance(prepares[0][1], Prepare)
+    outside = {A, B, C, D} - set(prepares[0][1].plans.main.devices())
+    assert solves(bench.review(**{min(outside)[0]: None})) == []
+
+
+@pytest.mark.parametrize("phase", ["solving", "cutting", "preparing"])
+def test_no_job_lasts_for_ever(phase: str) -> None:
+    """Each phase has its deadline; after it everybody hears why, and a next try comes."""
+    bench, limits = Bench(), {"solving": SOLVE_S, "cutting": CUT_S, "preparing": PREPARE_S + 1}
+    effects = bench.review()
+    if phase != "solving":
+        effects = bench.solved(effects)
+    if phase == "preparing":
+        bench.cut(effects)
+    assert bench.leader.deadline is not None
+    assert bench.leader.deadline <= limits[phase]
+    ended = bench.review(limits[phase])
+    (word, *_) = said(ended, Unplanned)
+    assert isinstance(word[1], Unplanned)
+    assert (word[1].reason, word[1].hopeless) == (f"{phase} took too long", False)
+    assert solves(bench.review(limits[phase] + BACKOFF_S))
+
+
+def test_failures_back_off_and_a_change_ends_the_wait() -> None:
+    """The waits double to their bound while nothing changes; a newcomer is worth a try at once."""
+    bench, waits = Bench(), []
+    for _ in range(6):
+        ((_, order),) = said(bench.solved(bench.review()), Cut)
+        assert isinstance(order, Cut)
+        bench.leader.on_cut_failed(CutFailed(order.epoch, "disk full"), bench.now)
+        assert bench.review() == []
+        assert bench.leader.deadline is not None
+        waits.append(bench.leader.deadline - bench.now)
+        bench.now = bench.leader.deadline
+    assert waits == [BACKOFF_S, 2 * BACKOFF_S, 4 * BACKOFF_S, 8 * BACKOFF_S, BACKOFF_MAX_S, BACKOFF_MAX_S]
+    bench.now -= 1
+    assert solves(bench.review(d=member("d")))
+
+
+def test_another_holder_cuts_after_a_failure() -> None:
+    """A holder whose file is bad does not stop the plan where there is another."""
+    bench, cutters = Bench(), []
+    for _ in range(2):
+        ((to, order),) = said(bench.solved(bench.review()), Cut)
+        assert isinstance(order, Cut)
+        cutters.append(to)
+        bench.leader.on_cut_failed(CutFailed(order.epoch, "bad file"), bench.now)
+        bench.review()
+        bench.now += BACKOFF_S
+    assert cutters == [A, B]
+
+
+def test_a_hopeless_model_is_said_to_be_so() -> None:
+    """Where nothing fits everybody hears it at once; a new device makes it worth a try."""
+    bench = Bench("a")
+    told = said(bench.solved(bench.review()), Unplanned)
+    assert [(to, getattr(word, "hopeless", None)) for to, word in told] == [(A, True)]
+    assert solves(bench.review(1.0)) == []
+    assert solves(bench.review(b=member("b")))
+
+
+def test_a_refusing_device_is_planned_without_and_asked_again_later() -> None:
+    """Its refusal ends the job, and counts for its present life and a while only."""
+    bench = Bench()
+    ((to, prepare), *_) = said(bench.cut(bench.solved(bench.review())), Prepare)
+    assert isinstance(prepare, Prepare)
+    effects = bench.leader.on_refused(to, Refused(prepare.plans.main.epoch, "bad file"), 0.0)
+    assert said(effects, Retire)
+    (task,) = solves(bench.review())
+    assert to not in {row.device_id for row in task.members}
+    bench.leader.on_solved(task.model, task, "no plan", 0.0)
+    assert bench.leader.deadline is not None
+    assert bench.leader.deadline <= REFUSED_S
+    (task,) = solves(bench.review(**{to[0]: member(to[0], BootId("2" * 16))}))
+    assert to in {row.device_id for row in task.members}
+
+
+def test_a_device_that_knows_a_newer_plan_is_not_held_to_blame() -> None:
+    """The job fails, the number goes past the newer plan, and the device stays in the next plan."""
+    bench = Bench()
+    ((to, prepare), *_) = said(bench.cut(bench.solved(bench.review())), Prepare)
+    assert isinstance(prepare, Prepare)
+    newer = Epoch(1, A, 40)
+    bench.leader.on_refused(to, Refused(prepare.plans.main.epoch, "a newer plan", newer), 0.0)
+    bench.review()
+    (task,) = solves(bench.review(BACKOFF_S))
+    assert to in {row.device_id for row in task.members}
+    assert task.epoch > newer
+
+
+def test_a_served_plan_that_a_device_gives_up_is_replaced_without_it() -> None:
+    """A device that cannot serve its active shard any more: a new plan without it starts at once."""
+    bench = Bench()
+    plans = bench.serve()
+    victim = plans.main.devices()[-1]
+    bench.leader.on_refused(victim, Refused(plans.main.epoch, "out of memory"), 0.0)
+    (task,) = solves(bench.review())
+    assert victim not in {row.device_id for row in task.members}
+
+
+def test_a_newcomer_is_told_the_plan_at_once_and_planned_for_when_steady() -> None:
+    """Activate goes to it in the same review; a voluntary change waits for both damping times."""
+    bench = Bench()
+    bench.serve()
+    effects = bench.review(1.0, d=member("d"))
+    assert [to for to, _ in said(effects, Activate)] == [D]
+    assert solves(bench.review(1.0 + STABLE_S)) == []
+    assert bench.leader.deadline == VOLUNTARY_S
+    assert solves(bench.review(VOLUNTARY_S))
+
+
+def test_nothing_much_better_changes_nothing() -> None:
+    """The search keeps the plan: it stays, and is not looked at again for the same devices."""
+    bench = Bench()
+    bench.serve()
+    (task,) = solves(bench.review(100.0, d=member("d", memory_bytes=10))) or solves(bench.review(110.0))
+    effects = bench.leader.on_solved("cat", task, problem.solve(task), bench.now)
+    assert (said(effects, Cut), said(effects, Prepare)) == ([], [])
+    assert solves(bench.review(500.0)) == []
+
+
+def test_a_measured_speed_is_worth_another_look() -> None:
+    """A plan made before a device measured itself is reconsidered with what it measured."""
+    bench = Bench()
+    bench.serve()
+    assert solves(bench.review(100.0)) == []
+    assert solves(bench.review(100.0, c=member("c", speed=5.0)))
+
+
+def test_the_death_of_a_spare_device_renews_the_coverage() -> None:
+    """A device only contingencies use is gone: the set is solved anew, with the running plan preferred."""
+    bench = Bench("abcd")
+    plans = bench.serve()
+    spare = min({A, B, C, D} - set(plans.main.devices()))
+    (task,) = solves(bench.review(50.0, **{spare[0]: None}))
+    assert task.current == plans.main
+
+
+def test_a_loaded_contingency_goes_on_as_the_plan() -> None:
+    """After a death the search is given the contingency that is loaded, so that it is official at once."""
+    bench = Bench("abcd")
+    plans = bench.serve()
+    victim = next(device for device in plans.main.devices() if device != A)
+    (task,) = solves(bench.review(50.0, **{victim[0]: None}))
+    assert task.current == plans.without(victim)
+
+
+def test_one_model_is_solved_at_a_time_and_the_next_counts_its_memory() -> None:
+    """Two models: the second search starts when the first has ended, with what the first will take."""
+    bench = Bench()
+    bench.catalogue.bind("dog", DOG, replace=False)
+    effects = bench.review()
+    assert [task.model for task in solves(effects)] == ["cat"]
+    (task,) = solves(bench.solved(effects))
+    assert task.model == "dog"
+    assert sum(task.used.values()) > CAT.size_bytes
+
+
+def test_a_replaced_digest_ends_the_job_and_plans_the_new_file() -> None:
+    """The job for the old file is dropped in the same review; so is an active plan's claim to serve the name."""
+    bench = Bench()
+    bench.review()
+    bench.catalogue.bind("cat", LYNX, replace=True)
+    (task,) = solves(bench.review())
+    assert task.card.digest == LYNX.digest
+    served = Bench()
+    served.serve()
+    served.catalogue.bind("cat", LYNX, replace=True)
+    (task,) = solves(served.review())
+    assert (task.card.digest, task.current) == (LYNX.digest, None)
+
+
+def test_a_removed_model_ends_its_job() -> None:
+    """Whoever prepared hears it; nothing is due any more."""
+    bench = Bench()
+    bench.cut(bench.solved(bench.review()))
+    bench.catalogue.remove("cat")
+    assert said(bench.review(), Retire)
+    assert bench.leader.deadline is None
+
+
+def test_an_earlier_leaders_plan_goes_on() -> None:
+    """A new leader adopts the active plan with what was loaded, tells everybody, and makes no new one in its place."""
+    bench = Bench()
+    plans = bench.serve()
+    ready = bench.book.ready("cat")
+    effects = bench.leader.on_role(7, 1.0)
+    assert {to for to, _ in said(effects, Activate)} == {A, B, C}
+    assert all(isinstance(word, Activate) and set(word.ready) == ready for _, word in said(effects, Activate))
+    for task in solves(effects):
+        effects = bench.leader.on_solved("cat", task, problem.solve(task), 1.0)
+    assert said(effects, Prepare) == []
+    assert bench.book.newest("cat") == plans.main.epoch
+
+
+def test_a_newer_plan_that_the_leader_learns_of_is_taken_up() -> None:
+    """A former leader activated it at some devices only: the new one completes the activation."""
+    bench = Bench()
+    plans = bench.serve()
+    newer = PlanSet(msgspec.structs.replace(plans.main, epoch=Epoch(1, B, 9)))
+    bench.book.on_activate(B, Activate(newer, (newer.main.epoch,)), 1.0)
+    assert {to for to, word in said(bench.review(), Activate) if getattr(word, "plans", None) == newer} == {A, B, C}
+
+
+def test_a_new_link_hears_everything_again() -> None:
+    """Prepare while preparing; Prepare and Activate of what serves; not for a plan that names its earlier life."""
+    bench = Bench()
+    prepares = said(bench.cut(bench.solved(bench.review())), Prepare)
+    to = prepares[-1][0]
+    assert said(bench.leader.on_linked(to, LIFE), Prepare) == [prepares[-1]]
+    assert said(bench.leader.on_linked(to, BootId("3" * 16)), Prepare) == []
+    served = Bench()
+    served.serve()
+    assert said(served.leader.on_linked(C, LIFE), Prepare)
+    assert [to for to, _ in said(served.review(), Activate)] == [C]
+
+
+def test_a_new_link_to_the_cutter_ends_the_wait_for_it() -> None:
+    """The order to cut may be lost: the job starts over."""
+    bench = Bench()
+    ((to, _),) = said(bench.solved(bench.review()), Cut)
+    bench.leader.on_linked(to, LIFE)
+    assert solves(bench.review())
+
+
+def test_readiness_is_told_as_it_changes() -> None:
+    """A contingency that is loaded later, or lost, is told to everybody once."""
+    bench = Bench()
+    plans = bench.serve()
+    device = plans.contingencies[0].devices()[0]
+    effects = bench.leader.on_ready(device, Ready(plans.main.epoch, ()), 1.0)
+    assert [to for to, _ in said(effects, Activate)] == [A, B, C]
+    assert bench.leader.on_ready(device, Ready(plans.main.epoch, ()), 1.0) == []
+
+
+def test_answers_to_old_questions_are_ignored() -> None:
+    """A search, a cut or a report of an epoch that is not at work changes nothing."""
+    bench = Bench()
+    (task,) = solves(bench.review())
+    old = Epoch(1, A, 0)
+    stale = problem.Problem("cat", CAT, task.members, old, {}, 3)
+    assert bench.leader.on_solved("cat", stale, problem.solve(stale), 0.0) == []
+    assert bench.leader.on_cut_failed(CutFailed(old, "late"), 0.0) == []
+    assert bench.leader.on_ready(B, Ready(old, (old,)), 0.0) == []
+    assert bench.leader.on_refused(B, Refused(old, "late"), 0.0) == []
+
+
+def test_without_its_card_a_model_waits() -> None:
+    """No search starts before the card is here."""
+    bench = Bench(name=False)
+    other = Catalogue(B, (), {})
+    other.bind("cat", CAT, replace=False)
+    bench.catalogue._put(other.record("cat"))
+    assert solves(bench.review()) == []
+    bench.catalogue.on_card(CAT.digest, card_of(CAT))
+    assert solves(bench.review())
+
+
+def card_of(card: Card) -> Card:
+    """The card as it comes over the wire: an equal copy."""
+    return msgspec.json.decode(msgspec.json.encode(card), type=Card)
