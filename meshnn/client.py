@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ def find(state_dir: Path) -> LocalNode | None:
         port, pid = int(told["http_port"]), int(told["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return LocalNode(port) if _lives(pid) else None
+    return LocalNode(port) if _lives(pid) and _listens(port) else None
 
 
 def need(state_dir: Path) -> LocalNode:
@@ -127,6 +128,17 @@ def _lives(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
+        return True
+    return True
+
+
+def _listens(port: int) -> bool:
+    """Whether anything listens; after a power cut the number of a node's process may belong to another."""
+    try:
+        socket.create_connection((HOST, port), timeout=QUICK_S).close()
+    except ConnectionRefusedError:
+        return False
+    except OSError:
         return True
     return True
 

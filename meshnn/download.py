@@ -19,6 +19,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.message import Message
+from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
@@ -184,7 +186,7 @@ class _Fetching:
 
     def _verified(self) -> bool:
         """Whether the file is whole and right; ModelError, and it is gone, where it is whole and wrong."""
-        if self._have == 0 or self._have != self._total:
+        if self._have != self._total:
             return False
         found = self._hasher.hexdigest()
         if not self._source.sha256 or found == self._source.sha256:
@@ -228,7 +230,7 @@ class _Fetching:
                 headers["If-Range"] = self._note.validator
         return urllib.request.Request(self._source.url, headers=headers)  # noqa: S310 - `source_of` checked the scheme
 
-    def _begin(self, status: int, headers: http.client.HTTPMessage) -> None:
+    def _begin(self, status: int, headers: Message) -> None:
         """Where the body belongs: after what is here, or from the start where the server gives the whole again."""
         if headers.get("Content-Encoding", "identity").lower() != "identity":
             raise DownloadError(f"{self._source.url} comes packed ({headers['Content-Encoding']}), unasked")
@@ -255,7 +257,7 @@ class _Fetching:
         if total is not None and total > SIZE_MAX_BYTES:
             self._refuse(f"has {_mb(total)}, more than any TFLite model")
 
-    def _continued(self, headers: http.client.HTTPMessage) -> int | None:
+    def _continued(self, headers: Message) -> int | None:
         """The whole size from a partial answer; one that does not begin where we stopped cannot be used."""
         found = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", headers.get("Content-Range", "").strip())
         total = None if found is None or found[2] == "*" else int(found[2])
@@ -320,7 +322,7 @@ class _Fetching:
             reason = http.client.responses.get(error.code, "no reason given")
             raise DownloadError(f"{self._source.url} cannot be had: {error.code} {reason}")
 
-    def _on_nothing_left(self, headers: http.client.HTTPMessage) -> None:
+    def _on_nothing_left(self, headers: Message) -> None:
         """The server has nothing beyond what is here: so it is whole, or else not of this file."""
         if self._have and headers.get("Content-Range", "").strip() == f"bytes */{self._have}":
             self._remember(_Note(self._note.validator, self._have))
@@ -350,7 +352,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         fp: IO[bytes],
         code: int,
         msg: str,
-        headers: http.client.HTTPMessage,
+        headers: HTTPMessage,
         newurl: str,
     ) -> urllib.request.Request | None:
         """The next request; DownloadError for an address that may not be followed."""
@@ -397,7 +399,7 @@ def _differ(one: object, other: object) -> bool:
     return bool(one and other and one != other)
 
 
-def _validator(headers: http.client.HTTPMessage) -> str:
+def _validator(headers: Message) -> str:
     """What tells one version of the file from another: a strong ETag, else a date, else nothing."""
     tag = str(headers.get("ETag", ""))
     return tag if tag and not tag.startswith("W/") else str(headers.get("Last-Modified", ""))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import click
 
 from meshnn.cli.options import json_option, state_dir_option, state_folder
 from meshnn.cli.wish import Asker, Wish
-from meshnn.client import LocalNode, find
+from meshnn.client import LocalNode, Reply, find
 from meshnn.errors import MeshError
 from meshnn.input_file import read_file
 
@@ -48,14 +50,27 @@ def command(
     node = find(folder)
     if node is not None:
         return _ask_all(inputs, wish, _by_node(node))
-    from meshnn.cli.elsewhere import asker
-
-    with asker(folder) as elsewhere:
-        return _ask_all(inputs, wish, elsewhere)
+    with ExitStack() as stack:
+        return _ask_all(inputs, wish, _by_another(folder, stack))
 
 
 def _by_node(node: LocalNode) -> Asker:
     return lambda data, source, wish: node.ask(data, source, wish.deadline_s, wish.query)
+
+
+def _by_another(folder: Path, stack: ExitStack) -> Asker:
+    """Whoever answers where no node runs, looked for when the first input that can be read is there."""
+
+    @cache
+    def found() -> Asker:
+        from meshnn.cli.elsewhere import asker
+
+        return stack.enter_context(asker(folder))
+
+    def ask(data: bytes, source: str, wish: Wish) -> Reply:
+        return found()(data, source, wish)
+
+    return ask
 
 
 def _ask_all(inputs: tuple[str, ...], wish: Wish, ask: Asker) -> int:
@@ -91,7 +106,7 @@ def _print_failure(source: str, error: MeshError, *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"input": source, "ok": False, "error": {"code": error.code, "message": str(error)}}))
     else:
-        click.echo(f"meshnn: {source}: {error}", err=True)
+        click.echo(f"meshnn: {error}" if source in str(error) else f"meshnn: {source}: {error}", err=True)
 
 
 def _told(answer: dict[str, Any]) -> str:

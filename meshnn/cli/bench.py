@@ -25,6 +25,7 @@ DEADLINE_S = 30.0
 # Different inputs that requests take turns with.
 INPUTS = 8
 ERRORS_SHOWN = 3
+ERRORS_KEPT = 1000
 
 Arrays = dict[str, np.ndarray]
 
@@ -138,7 +139,8 @@ class Load:
         except MeshError as error:
             with self.tally.lock:
                 self.tally.failed += 1
-                self.tally.errors.append(f"{error.code}: {error}")
+                if len(self.tally.errors) < ERRORS_KEPT:
+                    self.tally.errors.append(f"{error.code}: {error}")
             return
         took_ms = (time.perf_counter() - began) * 1000
         right = self._expected is None or _equal(reply.rest, self._expected[which])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 
@@ -25,17 +24,17 @@ from meshnn.config import load
 @click.option("--http-port", help="Port of the HTTP API on this machine (default: 7767 or the next free one).")
 @click.option("--log", help="debug, info, warning or error (default: info).")
 @click.option("--config", help="A TOML file with these settings.")
-def command(**flags: object) -> int:
+def command(**flags: object) -> None:
     """Join the mesh: nothing to configure.
 
     Devices of one network find each other by themselves. The node prints one line when it is ready and serves
     until `meshnn leave`, Ctrl-C or SIGTERM.
     """
-    from meshnn.http.daemon import serve
+    from meshnn.http.daemon import run
 
     config = load(flags, os.environ)
     telemetry.configure(sys.stderr, config.log_level)
-    return asyncio.run(serve(config, _announce))
+    run(config, _announce)
 
 
 def _announce(line: str) -> None:

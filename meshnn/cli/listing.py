@@ -44,7 +44,7 @@ def _place(row: dict[str, Any]) -> str:
 
 
 def _stored(folder: Path) -> list[dict[str, Any]]:
-    from meshnn.cli.alone import saved_names
+    from meshnn.cli.stored import stored_names
 
     return [
         {
@@ -54,8 +54,7 @@ def _stored(folder: Path) -> list[dict[str, Any]]:
             "holders": [],
             "where": "stored",
         }
-        for record in saved_names(folder)
-        if not record.removed
+        for record in stored_names(folder).values()
     ]
 
 

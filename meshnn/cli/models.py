@@ -73,10 +73,13 @@ def show(model: str, as_json: bool, state_dir: Path | None) -> None:
 
 def _file_of(folder: Path, name: str) -> Path:
     """The file of a name where no node runs: stored here, or shipped; UnknownModelError."""
-    from meshnn.cli.alone import stored_file
+    from meshnn.cli.stored import stored_names
+    from meshnn.device.store import Store
     from meshnn.known_models import catalogue, shipped_file
 
-    path = stored_file(folder, name) or (shipped_file("default.tflite") if name == "default" else None)
+    record = stored_names(folder).get(name)
+    path = shipped_file("default.tflite") if name == "default" else None
+    path = path if record is None else Store(folder).path("model", record.digest)
     if path is not None:
         return path
     if any(entry.name == name for entry in catalogue()):

@@ -11,6 +11,10 @@ from meshnn.cli.options import json_option, state_dir_option, state_folder
 from meshnn.client import need
 from meshnn.errors import UsageError
 
+deadline_option = click.option(
+    "--deadline", type=click.FloatRange(0.001, 3600), default=60.0, show_default=True, help="Seconds."
+)
+
 
 @click.group("plan", short_help="Show who runs what.")
 def command() -> None:
@@ -30,7 +34,13 @@ def show(as_json: bool, state_dir: Path | None) -> None:
     if not plans:
         click.echo("no plan is active")
     for plan in plans:
-        click.echo(f"{plan['model']} {plan['epoch']} (window {plan['window']}, {plan['share']} for each origin)")
+        pinned = ", pinned" if plan["pinned"] else ""
+        click.echo(
+            f"{plan['model']} {plan['epoch']} (window {plan['window']}, {plan['share']} for each origin{pinned})"
+        )
+        if plan["pinned"] and plan["waits_for"]:
+            missing = ", ".join(device[:12] for device in plan["waits_for"])
+            click.echo(f"  waits for {missing}; `meshnn plan reset {plan['model']}` gives the model to the planner")
         for stage in plan["stages"]:
             used = plan["memory_bytes"].get(stage["device_id"], 0) / 1e6
             split = "" if stage["split"] == "none" else f", {stage['split']} part {stage['part']}"
@@ -66,6 +76,33 @@ def check(
         good = checking.check_all_splits(file, _speeds(shares, parts), seed=seed, as_json=as_json)
     if not good:
         raise click.exceptions.Exit(1)
+
+
+@command.command("apply", short_help="Make the mesh run exactly this plan.")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--model", required=True, help="The model's name in the mesh.")
+@deadline_option
+@state_dir_option
+def apply(file: Path, model: str, deadline: float, state_dir: Path | None) -> None:
+    """Make the mesh run exactly the plan in FILE (JSON; see `meshnn plan show --json`) until `meshnn plan reset`.
+
+    Devices are named by their name or id. Refused, with the reason, where it does not fit; then nothing changes.
+    """
+    node = need(state_folder(state_dir))
+    query = {"deadline": deadline}
+    node.request("PUT", node.model_path(model, "/plan"), file.read_bytes(), query, timeout_s=deadline + 5)
+    click.echo(f"{model} runs the plan of {file.name}; `meshnn plan reset {model}` gives it back to the planner")
+
+
+@command.command("reset", short_help="Give a model back to the planner.")
+@click.argument("model")
+@deadline_option
+@state_dir_option
+def reset(model: str, deadline: float, state_dir: Path | None) -> None:
+    """Give MODEL back to the planner; returns once the planner's own plan serves it."""
+    node = need(state_folder(state_dir))
+    node.request("DELETE", node.model_path(model, "/plan"), query={"deadline": deadline}, timeout_s=deadline + 5)
+    click.echo(f"{model} is planned again")
 
 
 def _speeds(shares: str | None, parts: int) -> tuple[float, ...]:

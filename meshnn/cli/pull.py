@@ -108,9 +108,10 @@ def _digest_here(folder: Path, name: str) -> str | None:
     if node is not None:
         rows: list[dict[str, Any]] = node.get("/api/v1/models")
         return next((str(row["digest"]) for row in rows if row["name"] == name), None)
-    from meshnn.cli.alone import saved_names
+    from meshnn.cli.stored import stored_names
 
-    return next((record.digest for record in saved_names(folder) if record.name == name and not record.removed), None)
+    record = stored_names(folder).get(name)
+    return None if record is None else record.digest
 
 
 @contextmanager

@@ -35,8 +35,12 @@ class Reference:
 
     def __enter__(self) -> Self:
         path = Path(self._folder.name) / "model.tflite"
-        path.write_bytes(self._data)
-        self._handle = self._loop.run_until_complete(self._engine.load(path)).handle
+        try:
+            path.write_bytes(self._data)
+            self._handle = self._loop.run_until_complete(self._engine.load(path)).handle
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(

@@ -47,6 +47,14 @@ def _show(status: dict[str, Any]) -> None:
         models.add_row(row["name"], row["digest"][:12], f"{row['bytes'] / 1e6:.1f}", held)
     console.print(models)
     for plan in status["plans"]:
-        stages = "; ".join(f"{s['device']}: {s['operators'][0]}-{s['operators'][1]}" for s in plan["stages"])
+        stages = "; ".join(_stage(stage) for stage in plan["stages"])
         covered = ", ".join(f"{names.get(d, d[:12])} ({how})" for d, how in sorted(plan["covered"].items())) or "none"
-        console.print(f"plan of {plan['model']} ({plan['epoch']}): {stages}. Deaths covered: {covered}")
+        missing = ", ".join(names.get(device, device[:12]) for device in plan["waits_for"]) if plan["pinned"] else ""
+        pinned = f", pinned{f'; it waits for {missing}' if missing else ''}" if plan["pinned"] else ""
+        console.print(f"plan of {plan['model']} ({plan['epoch']}{pinned}): {stages}. Deaths covered: {covered}")
+
+
+def _stage(stage: dict[str, Any]) -> str:
+    """One shard in a few words."""
+    split = "" if stage["split"] == "none" else f" {stage['split']} part {stage['part']}"
+    return f"{stage['device']}: {stage['operators'][0]}-{stage['operators'][1]}{split}"

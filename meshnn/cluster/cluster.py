@@ -77,8 +77,8 @@ class Cluster:
 
     @property
     def unreachable(self) -> tuple[DeviceId, ...]:
-        """Usable members that lately answered only through others: no neighbours for a plan."""
-        return tuple(device for device in self.alive if device in self._membership.prober.deaf)
+        """Usable members whose last probes were not answered directly, though they live: no neighbours for a plan."""
+        return tuple(device for device in self.alive if self._membership.prober.cut_off(device))
 
     # -- what happens --
 

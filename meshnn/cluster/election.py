@@ -6,7 +6,7 @@ import random
 
 from meshnn.cluster.candidacy import RANK_MAX, RANK_S, RESEND_S, STORING_S, Candidacy, Stage, candidacy, fitness, merit
 from meshnn.cluster.effects import LeaderChanged, PersistTerm
-from meshnn.cluster.member import DeviceId
+from meshnn.cluster.member import BootId, DeviceId
 from meshnn.cluster.messages import Beat, Lead, LeadAck, Message, PreVote, PreVoteReply, Vote, VoteReply, Yield
 from meshnn.cluster.post import Post
 from meshnn.cluster.roster import Roster
@@ -45,7 +45,7 @@ class Election:
         self._owed: tuple[DeviceId, int] | None = None
         self._beat_at = now
         self._beats = 0
-        self._beat_heard = 0
+        self._beat_heard: dict[DeviceId, tuple[BootId, int]] = {}
         self._led_since = now
         self._acked_at: dict[DeviceId, float] = {}
         self._asked_at: dict[DeviceId, float] = {}
@@ -105,6 +105,10 @@ class Election:
 
     def on_stall(self, late_s: float, now: float) -> None:
         """This device slept: a leader may have been replaced, a follower missed heartbeats by its own fault."""
+        if self._candidacy is not None and self._candidacy.stage != "storing":
+            # Nobody is accused of not answering questions that were slept through.
+            self._candidacy = None
+            self._campaign_at = now + self._delay_s(now)
         if self.leading and late_s >= QUORUM_S:
             self._step_down(now)
         elif self.leader is not None and not self.leading:
@@ -139,11 +143,14 @@ class Election:
         row = self._roster.live(beat.leader)
         if row is None or row.boot_id != beat.boot_id or beat.leader == self._me:
             return False
-        news = beat.number > self._beat_heard or beat.leader != self.leader
-        if not news or not self._may_follow(beat.leader, beat.term, now):
+        # A beat told late must not bring back a leader that fell silent: each counts once in a life.
+        boot_id, number = self._beat_heard.get(beat.leader, (beat.boot_id, 0))
+        if boot_id == beat.boot_id and beat.number <= number:
+            return False
+        if not self._may_follow(beat.leader, beat.term, now):
             return False
         self._follow(beat.leader, beat.term, now)
-        self._beat_heard = beat.number
+        self._beat_heard[beat.leader] = (beat.boot_id, beat.number)
         return True
 
     def on_persisted(self, term: int, now: float) -> None:

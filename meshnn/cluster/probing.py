@@ -15,6 +15,7 @@ from meshnn.cluster.timing import ISOLATION_S, PING_TIMEOUT_S, PING_TIMEOUT_S_MI
 NACK_SHARE = 0.8
 """A relay says no after this share of the timeout, so that its no arrives before the asker gives up."""
 RELAYED_MAX = 1024
+CUT_OFF_PROBES = 2
 
 
 @dataclasses.dataclass(slots=True)
@@ -28,6 +29,7 @@ class _Probe:
     relays: int = 0
     nacks: int = 0
     answered: bool = False
+    reached: bool = False
 
 
 @dataclasses.dataclass(slots=True)
@@ -42,7 +44,7 @@ class Prober:
     """Shuffled round-robin probing; `on_deadline` returns the member whose probe failed."""
 
     def __init__(self, roster: Roster, post: Post, health: Health, rng: random.Random) -> None:
-        self.deaf: set[DeviceId] = set()
+        self._missed: dict[DeviceId, int] = {}
         self._roster = roster
         self._post = post
         self._health = health
@@ -62,6 +64,10 @@ class Prober:
         if self._probe is not None:
             due += [self._probe.relays_at, self._probe.ends_at]
         return min((at for at in due if at is not None), default=None)
+
+    def cut_off(self, device: DeviceId) -> bool:
+        """Whether a device did not answer this one directly, by datagram or stream, in its last probes."""
+        return self._missed.get(device, 0) >= CUT_OFF_PROBES
 
     def start(self, now: float) -> None:
         """Begin, at a random point of the interval."""
@@ -89,7 +95,7 @@ class Prober:
     def forget(self, device: DeviceId) -> None:
         """Drop what was measured of a device whose life ended."""
         self._round_trip.pop(device, None)
-        self.deaf.discard(device)
+        self._missed.pop(device, None)
 
     def ping(self, device: DeviceId) -> None:
         """One ping outside the rounds, its answer counting only as being heard."""
@@ -113,12 +119,10 @@ class Prober:
         probe = self._probe
         if probe is None or probe.number != ack.number or probe.target != ack.subject:
             return
-        if source == probe.target and not stream:
-            self.deaf.discard(source)
-            if probe.relays_at is not None:
+        if source == probe.target:
+            probe.reached = True
+            if probe.relays_at is not None and not stream:
                 self._measure(source, now - probe.sent_at)
-        elif source != probe.target and not probe.answered:
-            self.deaf.add(probe.target)
         if not probe.answered:
             probe.answered = True
             probe.relays_at = None
@@ -194,7 +198,13 @@ class Prober:
 
     def _finish(self, probe: _Probe) -> DeviceId | None:
         row = self._roster.live(probe.target)
-        if probe.answered or row is None or row.boot_id != probe.boot_id:
+        if row is None or row.boot_id != probe.boot_id:
+            return None
+        heard_at = self._roster.heard_at(probe.target)
+        # Whoever was heard lives, whatever became of our ping: an accusation that R6 would never let end is noise.
+        lives = probe.answered or (heard_at is not None and heard_at >= probe.sent_at)
+        self._missed[probe.target] = 0 if probe.reached else self._missed.get(probe.target, 0) + 1
+        if lives:
             return None
         self._health.note(max(0, probe.relays - probe.nacks), self._roster.timing.health_max)
         return probe.target

@@ -173,8 +173,10 @@ class FolderLock:
             raise NodeError(
                 f"the state folder {self._path.parent} is in use by another node{who}: use --state-dir for a second one"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))
+        # The number is for people; a full disk must not keep the node from starting.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode("ascii"))
         self._descriptor = descriptor
 
     def release(self) -> None:

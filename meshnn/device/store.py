@@ -20,7 +20,8 @@ from meshnn.device import records
 from meshnn.device.part import Chunk, Kind, Part, digest_of_file, discard, hashed, pieces
 from meshnn.device.records import refused
 from meshnn.errors import ModelError, NodeError
-from meshnn.graph.card import CARD_VERSION, Card
+from meshnn.graph.card import Card
+from meshnn.graph.vet import vet
 
 __all__ = ["Chunk", "Kind", "Part", "Store", "digest_of_file"]
 
@@ -61,7 +62,10 @@ class Store:
         records.make_folder(folder)
         for name in _FOLDERS.values():
             records.make_folder(folder / name)
-        self._scan()
+        try:
+            self._scan()
+        except OSError as error:
+            raise refused(folder, error) from None
         self._budget_bytes = disk_bytes if disk_bytes is not None else (self._disk_free() + self.used_bytes()) // 2
 
     @property
@@ -225,17 +229,18 @@ class Store:
         return place
 
     def load_card(self, path: Path) -> Card:
-        """Read a card file; ModelError where it is none of this version, and the file is dropped."""
+        """Read a card file; ModelError where it is none of this version or not coherent, and the file is dropped."""
         try:
             card = msgspec.msgpack.decode(path.read_bytes(), type=Card)
+            vet(card)
         except OSError as error:
             raise ModelError(f"no card at {path.name}: {error.strerror}") from None
         except msgspec.DecodeError as error:
             self.drop("card", path.stem)
             raise ModelError(f"{path.name} is no model card: {error}") from None
-        if card.version != CARD_VERSION:
+        except ModelError:
             self.drop("card", path.stem)
-            raise ModelError(f"{path.name} is a card of version {card.version}, this device reads {CARD_VERSION}")
+            raise
         return card
 
     def open_part(self, kind: Kind, key: str, size_bytes: int) -> Part:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Hashable, Mapping
+from functools import cached_property
+from typing import Literal, TypeVar, cast
 
 import msgspec
 
 from meshnn.graph.cost import arena_bytes
 
 CARD_VERSION = 1
+
+T = TypeVar("T")
 
 Form = Literal["", "dense", "fc", "depthwise", "pool", "map", "pad", "concat", "channelwise", "reshape", "blocks"]
 
@@ -93,7 +97,7 @@ class Normalisation(msgspec.Struct, frozen=True):
     std: tuple[float, ...]
 
 
-class Card(msgspec.Struct, frozen=True):
+class Card(msgspec.Struct, frozen=True, dict=True):
     """A model without its weights: `digest` is the sha256 of the file, `size_bytes` its length.
 
     `tensors` are all activations; `refused` gives the reason for every boundary that cannot be cut. `notes` are
@@ -116,17 +120,41 @@ class Card(msgspec.Struct, frozen=True):
 
     def tensor(self, index: int) -> CardTensor:
         """The activation with this index in the original file; KeyError where there is none."""
-        for tensor in self.tensors:
-            if tensor.index == index:
-                return tensor
-        raise KeyError(index)
+        return self._index[index]
 
-    def by_index(self) -> dict[int, CardTensor]:
+    def by_index(self) -> Mapping[int, CardTensor]:
         """All activations by their index in the original file."""
+        return self._index
+
+    @cached_property
+    def _index(self) -> dict[int, CardTensor]:
+        """The answer of `by_index`, made once."""
         return {tensor.index: tensor for tensor in self.tensors}
+
+    @cached_property
+    def _memory(self) -> dict[Hashable, object]:
+        """What `recall` found."""
+        return {}
+
+    def recall(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What was found for this key before, else what `find` finds now; one key always means one kind of answer.
+
+        A search asks the same of a card thousands of times. Never part of what is sent or compared.
+        """
+        if key not in self._memory:
+            self._memory[key] = find()
+        return cast(T, self._memory[key])
 
     def fragment_inputs(self, first: int, last: int) -> tuple[int, ...]:
         """Tensors operators `first` to `last` (inclusive) need from before, in the fragment's own order."""
+        return self.recall(("inputs", first, last), lambda: self._find_inputs(first, last))
+
+    def fragment_outputs(self, first: int, last: int) -> tuple[int, ...]:
+        """Tensors operators `first` to `last` (inclusive) give to others, in the fragment's own order."""
+        return self.recall(("outputs", first, last), lambda: self._find_outputs(first, last))
+
+    def _find_inputs(self, first: int, last: int) -> tuple[int, ...]:
+        """The answer of `fragment_inputs`."""
         end = len(self.operators) if last == len(self.operators) - 1 else last
         needed = {
             t.index
@@ -135,8 +163,8 @@ class Card(msgspec.Struct, frozen=True):
         }
         return _in_order(needed, self.inputs)
 
-    def fragment_outputs(self, first: int, last: int) -> tuple[int, ...]:
-        """Tensors operators `first` to `last` (inclusive) give to others, in the fragment's own order."""
+    def _find_outputs(self, first: int, last: int) -> tuple[int, ...]:
+        """The answer of `fragment_outputs`."""
         total = len(self.operators)
         answers = {t.index for t in self.outputs}
         given = {

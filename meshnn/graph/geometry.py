@@ -91,6 +91,8 @@ def _blocked(graph: Graph, operator: Operator, makers: dict[int, Operator]) -> s
             return f"{graph.tensors[t].name} is computed by {makers[t].kind}, not stored"
         if t >= 0 and (reason := _odd(graph.tensors[t])):
             return reason
+        if t >= 0 and not _stored(graph, t, makers) and not (graph.tensors[t].shape and graph.tensors[t].elements):
+            return f"{graph.tensors[t].name} has nothing to divide"
     return ""
 
 
@@ -304,9 +306,10 @@ def _blocks(graph: Graph, operator: Operator) -> Facts:
     """DEPTH_TO_SPACE: each place becomes a block of places."""
     reason = "moves channels into places"
     block = int(operator.options.blockSize)
-    made = graph.tensors[operator.outputs[0]]
-    spatial = "" if block > 0 and len(made.shape) == 4 else "has no block size"
-    return Facts(Geometry(form="blocks", block=max(1, block)), reason, reason, spatial)
+    source, made = graph.tensors[operator.inputs[0]], graph.tensors[operator.outputs[0]]
+    if block < 1 or len(source.shape) != 4 or made.shape[1:3] != (source.shape[1] * block, source.shape[2] * block):
+        return opaque("its shapes do not follow from its block")
+    return Facts(Geometry(form="blocks", block=block), reason, reason)
 
 
 def _integers(tensor: Tensor) -> tuple[int, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from meshnn.http.guard import errors, same_machine
-from meshnn.http.native import INPUT_BYTES_MAX, Native
+from meshnn.http.native import Native
+from meshnn.input_file import INPUT_BYTES_MAX
 from meshnn.node.driver import Node
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
-from contextlib import AsyncExitStack, suppress
+import sys
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from typing import NoReturn
 
+import psutil
 from aiohttp import web
 
 from meshnn.config import Config
 from meshnn.device.records import NodeNote
-from meshnn.errors import NodeError
+from meshnn.errors import MeshError, NodeError
 from meshnn.http.app import application
 from meshnn.net.discovery import Discovery
 from meshnn.net.hello import Hello
 from meshnn.net.neighbours import Neighbours
 from meshnn.net.security import Identity
+from meshnn.net.tasks import contained
 from meshnn.net.transport import Limits, Transport
 from meshnn.node.driver import Node
 from meshnn.node.switchboard import Switchboard, codec
@@ -27,7 +33,13 @@ from meshnn.telemetry import logger
 HTTP_PORT = 7767
 PORTS_TRIED = 200
 HTTP_HOST = "127.0.0.1"
-STOP_S = 5.0
+# What is under way at the end gets so long to be answered, and everything together so long to end, in seconds.
+HTTP_STOP_S = 0.4
+STOP_S = 1.7
+# Threads for the disk, photos, searches and trials: many may wait long, and the election's disk write must not.
+THREADS = 32
+
+End = Callable[[], Coroutine[None, None, None]]
 
 _log = logger(__name__)
 
@@ -49,26 +61,74 @@ def listen_http(port: int | None) -> socket.socket:
     raise NodeError(f"no free HTTP port from {HTTP_PORT} to {HTTP_PORT + PORTS_TRIED - 1}")
 
 
+def run(config: Config, announce: Callable[[str], None]) -> NoReturn:
+    """Be a node, then end this process with its exit status; NodeError where it cannot begin.
+
+    The process ends at once: a search, a decoded photo or a model's trial in some thread may take minutes more.
+    """
+    with asyncio.Runner() as runner:
+        try:
+            code = runner.run(serve(config, announce))
+        except BaseExceptionGroup as group:
+            _log.error("node_broke", exc_info=group)
+            code = 1
+        _end_process(code)
+
+
+def _end_process(code: int) -> NoReturn:
+    """Leave without waiting for threads; children, which are trials of models, go with us."""
+    with suppress(psutil.Error):
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 async def serve(config: Config, announce: Callable[[str], None]) -> int:
     """Live as a member of the mesh; the exit status: 0 after `leave`, 128 + N after signal N. NodeError."""
     received: list[int] = []
-    async with AsyncExitStack() as stack:
+    ends: list[End] = []
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(THREADS, thread_name_prefix="meshnn"))
+    with ExitStack() as stack:
         http_socket = listen_http(config.http_port)
         stack.callback(http_socket.close)
         http_port = http_socket.getsockname()[1]
         node = Node(config, _transport(config), http_port=http_port)
-        stack.push_async_callback(node.stop)
-        loop = asyncio.get_running_loop()
+        stack.callback(node.store.unlock)
+        ends.append(node.stop)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _on_signal, number, received, node)
-        await node.start()
-        await _serve_http(stack, node, http_socket)
-        discovery = Discovery(node.me, node.boot, config.mesh, node.transport.port, config.interface, node.seen)
-        stack.push_async_callback(discovery.stop)
-        _write_note(node, http_port)
-        line = f"{config.name} ({node.me[:12]}) joined mesh {config.mesh} on port {node.transport.port}"
-        await _run(node, discovery, lambda: announce(line))
+        try:
+            await node.start()
+            await _serve_http(ends, node, http_socket)
+            discovery = Discovery(node.me, node.boot, config.mesh, node.transport.port, config.interface, node.seen)
+            ends.append(discovery.stop)
+            _write_note(node, http_port)
+            line = f"{config.name} ({node.me[:12]}) joined mesh {config.mesh} on port {node.transport.port}"
+            await _run(node, discovery, lambda: announce(line))
+        finally:
+            await _end(ends)
     return 128 + received[0] if received else 0
+
+
+async def _end(ends: Iterable[End]) -> None:
+    """End every part at the same time, and wait no longer than a person would."""
+    try:
+        async with asyncio.timeout(STOP_S), asyncio.TaskGroup() as group:
+            for end in ends:
+                group.create_task(_ended(end))
+    except TimeoutError:
+        _log.warning("stopped_in_haste")
+
+
+async def _ended(end: End) -> None:
+    with suppress(MeshError):
+        await contained(end(), "the end of the node")
 
 
 def _transport(config: Config) -> Callable[[Identity, Hello, Switchboard], Transport]:
@@ -94,10 +154,11 @@ async def _discover(discovery: Discovery) -> None:
     await discovery.start()
 
 
-async def _serve_http(stack: AsyncExitStack, node: Node, bound: socket.socket) -> None:
-    runner = web.AppRunner(application(node), access_log=None, shutdown_timeout=STOP_S)
+async def _serve_http(ends: list[End], node: Node, bound: socket.socket) -> None:
+    """Serve the API; a caller that goes away takes its request with it."""
+    runner = web.AppRunner(application(node), access_log=None, shutdown_timeout=HTTP_STOP_S, handler_cancellation=True)
     await runner.setup()
-    stack.push_async_callback(runner.cleanup)
+    ends.append(runner.cleanup)
     await web.SockSite(runner, bound).start()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -25,6 +26,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refusal(error)
     except web.HTTPException as error:
         return _named(error)
+    except web.RequestPayloadError as error:
+        return refusal(UsageError(f"the request's body cannot be read: {error}"))
     except ConnectionError:
         raise
     except Exception as error:  # noqa: BLE001 - the border: a bug answers 500, is logged, and the node lives on
@@ -36,7 +39,9 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 async def same_machine(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse what a foreign web page could send: a Host or Origin that is not this machine's loopback."""
     origin = request.headers.get("Origin")
-    if not _loopback(request.host) or (origin is not None and not _loopback(urlsplit(origin).netloc)):
+    # Not `request.host`, which asks the resolver where the header is absent.
+    host = request.headers.get("Host", "")
+    if not _loopback(f"//{host}") or (origin is not None and not _loopback(origin)):
         raise web.HTTPForbidden(text="the API speaks to programs on this machine only")
     return await handler(request)
 
@@ -65,17 +70,17 @@ def flag(request: web.Request, key: str) -> bool:
     return request.query.get(key, "0") in {"1", "true", "yes"}
 
 
-def _loopback(netloc: str) -> bool:
-    host = urlsplit(f"//{netloc}").hostname or ""
-    if host == "localhost":
-        return True
+def _loopback(url: str) -> bool:
+    """Whether a URL's host is this machine's loopback; what is no URL is not."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
 
 
 def _named(error: web.HTTPException) -> web.Response:
-    """An HTTP error of aiohttp in our form."""
-    code = (error.reason or "error").lower().replace(" ", "_")
-    return web.json_response({"error": {"code": code, "message": error.text or code}}, status=error.status)
+    """An HTTP error of aiohttp in our form: its status, and the code of the class that means it."""
+    kind = UsageError if error.status < HTTPStatus.INTERNAL_SERVER_ERROR else MeshError
+    message = error.text or error.reason or str(error.status)
+    return web.json_response({"error": {"code": kind("").code, "message": message}}, status=error.status)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from pathlib import Path
 
 import msgspec
 from aiohttp import web
 
-from meshnn.errors import MeshError, UsageError
+from meshnn.device.part import discard
+from meshnn.device.records import refused
+from meshnn.errors import DeadlineError, NodeError, UsageError
 from meshnn.http.guard import flag, number
+from meshnn.input_file import check_size
 from meshnn.node.answer import npz_of
 from meshnn.node.driver import Node
 
-INPUT_BYTES_MAX = 64 << 20
 UPLOAD_CHUNK_BYTES = 1 << 20
+# How long the file of a model may take to come, in seconds; it comes from this machine.
+UPLOAD_S = 600.0
 DEADLINE_MAX_S = 3600.0
 JSON_BYTES = "X-Json-Bytes"
 
@@ -40,6 +45,8 @@ class Native:
             web.delete("/api/v1/models/{name}", self.remove),
             web.get("/api/v1/models/{name}/card", self.card),
             web.get("/api/v1/models/{name}/file", self.file),
+            web.put("/api/v1/models/{name}/plan", self.pin),
+            web.delete("/api/v1/models/{name}/plan", self.unpin),
             web.post("/api/v1/leave", self.leave),
         ]
 
@@ -82,25 +89,46 @@ class Native:
         name = request.query.get("name", "")
         if not name:
             raise UsageError("a model needs a name: ?name=NAME")
-        folder = self._node.store.folder
-        descriptor, text = await asyncio.to_thread(tempfile.mkstemp, suffix=".upload", dir=folder)
-        path = Path(text)
+        replace, wait = flag(request, "replace"), not flag(request, "no_wait")
+        deadline_s = number(request, "deadline", 60.0, 0.001, DEADLINE_MAX_S)
+        path = await asyncio.to_thread(self._upload_place)
         try:
-            with open(descriptor, "wb") as file:  # noqa: ASYNC230 - opens what is open already
-                async for chunk in request.content.iter_chunked(UPLOAD_CHUNK_BYTES):
-                    await asyncio.to_thread(file.write, chunk)
-            result = await self._node.service.add(
-                path,
-                name,
-                replace=flag(request, "replace"),
-                wait=not flag(request, "no_wait"),
-                deadline_s=number(request, "deadline", 60.0, 0.001, DEADLINE_MAX_S),
-            )
-        except OSError as error:
-            raise MeshError(f"the upload cannot be stored: {error.strerror}") from error
+            await self._receive(request, path)
+            return _json(await self._node.service.add(path, name, replace=replace, wait=wait, deadline_s=deadline_s))
         finally:
-            await asyncio.to_thread(path.unlink, missing_ok=True)
-        return _json(result)
+            await asyncio.to_thread(discard, path)
+
+    def _upload_place(self) -> Path:
+        """An empty file for an upload, of a kind that a node's next start clears away; NodeError."""
+        folder = self._node.store.folder
+        try:
+            descriptor, text = tempfile.mkstemp(prefix=".tmp-upload-", dir=folder)
+        except OSError as error:
+            raise refused(folder, error) from error
+        os.close(descriptor)
+        return Path(text)
+
+    async def _receive(self, request: web.Request, path: Path) -> None:
+        """The body into a file, refused as soon as it is seen not to fit; NodeError, DeadlineError."""
+        free_bytes = await asyncio.to_thread(self._node.store.free_bytes)
+        size_bytes = request.content_length or 0
+        try:
+            async with asyncio.timeout(UPLOAD_S):
+                with path.open("wb") as file:
+                    async for chunk in request.content.iter_chunked(UPLOAD_CHUNK_BYTES):
+                        size_bytes = max(size_bytes, file.tell() + len(chunk))
+                        if size_bytes > free_bytes:
+                            raise NodeError(
+                                f"a model of {size_bytes / 1e6:.1f} MB has no room here: {free_bytes / 1e6:.1f} MB are "
+                                "free for models; raise --disk or remove one"
+                            )
+                        await asyncio.to_thread(file.write, chunk)
+        except TimeoutError:
+            raise DeadlineError(f"the model's file did not come within {UPLOAD_S:.0f} s") from None
+        except ConnectionError:
+            raise
+        except OSError as error:
+            raise refused(path.parent, error) from error
 
     async def remove(self, request: web.Request) -> web.Response:
         """Forget a model in the whole mesh."""
@@ -119,6 +147,18 @@ class Native:
         path = await self._node.service.model_file(request.match_info["name"])
         return web.FileResponse(path)
 
+    async def pin(self, request: web.Request) -> web.Response:
+        """Run exactly the plan in the body; answered once it serves."""
+        name, data = request.match_info["name"], await _body(request)
+        await self._node.service.pin(name, data, number(request, "deadline", 60.0, 0.001, DEADLINE_MAX_S))
+        return _json({"pinned": name})
+
+    async def unpin(self, request: web.Request) -> web.Response:
+        """Give a model back to the planner; answered once the planner's plan serves."""
+        name = request.match_info["name"]
+        await self._node.service.unpin(name, number(request, "deadline", 60.0, 0.001, DEADLINE_MAX_S))
+        return _json({"released": name})
+
     async def leave(self, request: web.Request) -> web.Response:
         """Say goodbye and end; the node goes once this answer is out."""
         del request
@@ -132,6 +172,5 @@ def _json(value: object) -> web.Response:
 
 async def _body(request: web.Request) -> bytes:
     """The whole body, refused above its bound."""
-    if request.content_length is not None and request.content_length > INPUT_BYTES_MAX:
-        raise UsageError(f"the input has {request.content_length} bytes; at most {INPUT_BYTES_MAX} are taken")
+    check_size(request.content_length, "the input")
     return await request.read()

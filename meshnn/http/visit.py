@@ -14,7 +14,7 @@ import msgspec
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.config import Config
-from meshnn.errors import DeadlineError, MeshError, PeerError, from_code
+from meshnn.errors import DeadlineError, MeshError, NodeError, PeerError, from_code
 from meshnn.net.discovery import Discovery
 from meshnn.net.hello import Hello
 from meshnn.net.neighbours import Neighbours
@@ -34,7 +34,7 @@ class _Caller:
 
     def __init__(self) -> None:
         self.linked: asyncio.Future[DeviceId] = asyncio.get_running_loop().create_future()
-        self.answers: dict[str, asyncio.Future[tuple[bytes, bytes]]] = {}
+        self.answers: dict[str, tuple[DeviceId, asyncio.Future[tuple[bytes, bytes]]]] = {}
 
     def on_linked(self, device_id: DeviceId, boot_id: BootId, hello: Hello, address: Address) -> None:
         """The first node that links is the one to ask."""
@@ -43,9 +43,9 @@ class _Caller:
             self.linked.set_result(device_id)
 
     def on_unlinked(self, device_id: DeviceId, evidence: str) -> None:
-        """The node is gone, and with it every open question."""
-        for answer in self.answers.values():
-            if not answer.done():
+        """The node is gone, and with it every question it was asked."""
+        for host, answer in self.answers.values():
+            if host == device_id and not answer.done():
                 answer.set_exception(PeerError(f"{device_id[:12]} went away ({evidence}); ask again"))
 
     def on_unreachable(self, address: Address, evidence: str) -> None:
@@ -59,19 +59,34 @@ class _Caller:
 
     def admit(self, device_id: DeviceId, meta_message: msgspec.Struct, payload_bytes: int) -> bool:
         """Whether this is an answer that is waited for."""
-        del device_id
-        return isinstance(meta_message, RemoteAnswer) and payload_bytes <= ANSWER_BYTES_MAX
+        if not isinstance(meta_message, RemoteAnswer) or payload_bytes > ANSWER_BYTES_MAX:
+            return False
+        return self.answers.get(meta_message.ask, ("", None))[0] == device_id
 
     def on_tensors(
         self, device_id: DeviceId, boot_id: BootId, meta_message: msgspec.Struct, payload: memoryview
     ) -> None:
         """An answer: its JSON, then the tensors."""
-        del device_id, boot_id
-        if isinstance(meta_message, RemoteAnswer):
-            answer = self.answers.get(meta_message.ask)
+        del boot_id
+        if isinstance(meta_message, RemoteAnswer) and meta_message.ask in self.answers:
+            host, answer = self.answers[meta_message.ask]
             size = meta_message.json_bytes
-            if answer is not None and not answer.done():
+            if host == device_id and not answer.done():
                 answer.set_result((bytes(payload[:size]), bytes(payload[size:])))
+
+
+class _Error(msgspec.Struct, frozen=True):
+    """Why a question was not answered."""
+
+    code: str = ""
+    message: str = ""
+
+
+class _Told(msgspec.Struct, frozen=True):
+    """What matters to a visit of the JSON of an answer."""
+
+    ok: bool
+    error: _Error = _Error()
 
 
 class Visit:
@@ -90,21 +105,39 @@ class Visit:
         """The JSON line of the answer and its npz; the errors of the node's `ask`, PeerError where it goes away."""
         ask = RemoteAsk(secrets.token_hex(8), model or "", source, top, int(deadline_s * 1000), tensors)
         line, arrays = self._loop.run_until_complete(self._ask(ask, data, deadline_s + SLACK_S))
-        told = msgspec.json.decode(line)
-        if not told["ok"]:
-            raise from_code(told["error"]["code"], told["error"]["message"])
+        try:
+            told = msgspec.json.decode(line, type=_Told)
+        except msgspec.DecodeError as error:
+            raise PeerError(f"{self._host[:12]} answered nonsense: {str(error)[:200]}") from None
+        if not told.ok:
+            raise from_code(told.error.code, told.error.message)
         return line, arrays
 
     async def _ask(self, ask: RemoteAsk, data: bytes, timeout_s: float) -> tuple[bytes, bytes]:
-        answer = self._caller.answers[ask.ask] = self._loop.create_future()
+        """The answer of the node that linked first; where it goes away, of another one that is linked too."""
+        tried = {self._host}
         try:
             async with asyncio.timeout(timeout_s):
-                await self._transport.send_tensors(self._host, ask, [memoryview(data)])
-                found: tuple[bytes, bytes] = await answer
-                return found
+                while True:
+                    try:
+                        return await self._ask_host(ask, data)
+                    except PeerError:
+                        others = [device for device in self._transport.neighbours() if device not in tried]
+                        if not others:
+                            raise
+                        self._host = others[0]
+                        tried.add(self._host)
         except TimeoutError:
             raise DeadlineError(f"the mesh did not answer within {timeout_s:.0f} s") from None
+
+    async def _ask_host(self, ask: RemoteAsk, data: bytes) -> tuple[bytes, bytes]:
+        answer: asyncio.Future[tuple[bytes, bytes]] = self._loop.create_future()
+        self._caller.answers[ask.ask] = (self._host, answer)
+        try:
+            await self._transport.send_tensors(self._host, ask, [memoryview(data)])
+            return await answer
         finally:
+            answer.cancel()
             del self._caller.answers[ask.ask]
 
 
@@ -112,18 +145,28 @@ class Visit:
 def open_visit(config: Config) -> Iterator[Visit | None]:
     """A visit to a mesh nearby, or None where none is found."""
     loop = asyncio.new_event_loop()
-    with tempfile.TemporaryDirectory(prefix="meshnn-visit-") as folder, contextlib.closing(loop):
+    with _folder() as folder, contextlib.closing(loop):
         transport: Neighbours | None = None
-        try:
+        host: DeviceId | None = None
+        with contextlib.suppress(MeshError):
             caller, transport, me = loop.run_until_complete(_start(config, Path(folder)))
             host = loop.run_until_complete(_link(config, caller, transport, me))
-        except MeshError:
-            host = None
         try:
             yield None if host is None or transport is None else Visit(loop, transport, caller, host)
         finally:
             if transport is not None:
                 loop.run_until_complete(transport.stop())
+
+
+@contextmanager
+def _folder() -> Iterator[str]:
+    """A place for the key of one visit; NodeError where the disk has none."""
+    try:
+        made = tempfile.TemporaryDirectory(prefix="meshnn-visit-")
+    except OSError as error:
+        raise NodeError(f"no temporary folder can be made: {error.strerror}") from error
+    with made as folder:
+        yield folder
 
 
 async def _start(config: Config, folder: Path) -> tuple[_Caller, Neighbours, DeviceId]:

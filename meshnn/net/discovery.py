@@ -15,7 +15,7 @@ from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZerocon
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import MeshError
 from meshnn.net.hello import PROTOCOL_VERSION
-from meshnn.net.interfaces import Vicinity, addresses_of
+from meshnn.net.interfaces import Vicinity, addresses_of, announceable
 from meshnn.net.security import mesh_tag
 from meshnn.net.tasks import TaskSet
 from meshnn.net.transport import Address
@@ -95,7 +95,7 @@ class Discovery:
             SERVICE,
             self._instance,
             port=self._port,
-            addresses=[ipaddress.IPv4Address(host).packed for host in self._hosts],
+            addresses=[ipaddress.IPv4Address(host).packed for host in announceable(self._hosts)],
             properties={
                 "v": str(PROTOCOL_VERSION),
                 "port": str(self._port),

@@ -45,6 +45,15 @@ def addresses_of(interface: str | None) -> tuple[str, ...]:
     return addresses
 
 
+def announceable(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Those of a machine's addresses that mean it to others: loopback ones only where it has no other.
+
+    A peer that is told 127.0.0.1 dials itself.
+    """
+    given = tuple(addresses)
+    return tuple(host for host in given if not ipaddress.ip_address(host).is_loopback) or given
+
+
 def _v4(entries: Iterable[IPInterface]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(entry.ip) for entry in entries if entry.version == 4))
 

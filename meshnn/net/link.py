@@ -60,6 +60,7 @@ class Link:
         self._ping_number = 0
         self._pinged_at = 0.0
         self._unanswered = 0
+        self._excused_until = 0.0
         self._pulse: asyncio.TimerHandle | None = None
         stream.owner = self
         stream.allow_payloads(MESSAGE_LIMIT_BYTES if self.channel == "control" else limits.payload_bytes)
@@ -121,10 +122,14 @@ class Link:
             self._pulse.cancel()
             self._pulse = None
 
+    def excuse(self, for_s: float) -> None:
+        """The peer said that it cannot answer for so long."""
+        self._excused_until = self._loop.time() + for_s
+
     def _beat(self) -> None:
         if self.stream.heard_at > self._pinged_at:
             self._unanswered = 0
-        if self._unanswered >= self._limits.pings_unanswered:
+        if self._unanswered >= self._limits.pings_unanswered and self._loop.time() >= self._excused_until:
             self._pulse = None
             self.stream.abort(Evidence.SILENT)
             return

@@ -187,6 +187,10 @@ class MemoryLink:
         return self._network.hears(a, b) and self._network.hears(b, a)
 
     def _judge(self, end: MemoryTransport, evidence: Evidence, cut: int) -> None:
+        excused_s = end.excused_s(self.other(end).device_id) if evidence == Evidence.SILENT else 0.0
+        if excused_s > 0:
+            asyncio.get_running_loop().call_later(excused_s, self._judge, end, evidence, cut)
+            return
         expected = evidence != Evidence.SILENT or end.expects(self.other(end).device_id)
         if expected and cut == self._cuts and not self._whole():
             self.lose(end, evidence)
@@ -212,6 +216,7 @@ class MemoryTransport:
         self._codec = codec
         self._links: dict[DeviceId, MemoryLink] = {}
         self._expected: Counter[DeviceId] = Counter()
+        self._excused: dict[DeviceId, float] = {}
         self._dialling: set[Address] = set()
         self._sending: dict[asyncio.Future[None], MemoryLink] = {}
         self._running = False
@@ -324,6 +329,14 @@ class MemoryTransport:
         self._expected[device_id] = max(0, self._expected[device_id] + delta)
         if delta > 0 and device_id in self._links:
             self._links[device_id].watch(self)
+
+    def excuse(self, device_id: DeviceId, for_s: float) -> None:
+        """The device said that it cannot answer pings for so long."""
+        self._excused[device_id] = asyncio.get_running_loop().time() + for_s
+
+    def excused_s(self, device_id: DeviceId) -> float:
+        """For how long yet a device's silence is no evidence."""
+        return max(0.0, self._excused.get(device_id, 0.0) - asyncio.get_running_loop().time())
 
     def expects(self, device_id: DeviceId) -> bool:
         """Whether work is outstanding at a device."""

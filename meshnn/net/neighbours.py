@@ -184,6 +184,11 @@ class Neighbours:
         if link is not None:
             link.stop_pulse()
 
+    def excuse(self, device_id: DeviceId, for_s: float) -> None:
+        """The device said that it cannot answer pings for so long."""
+        if (link := self._live(device_id, "control")) is not None:
+            link.excuse(for_s)
+
     # -- links come and go (a Greeter and a LinkOwner)
 
     def may_call(self, device_id: DeviceId, channel: Channel) -> bool:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TypeVar
 
+from meshnn.errors import MeshError
 from meshnn.telemetry import logger
+
+T = TypeVar("T")
 
 _log = logger(__name__)
 
@@ -52,3 +56,17 @@ class TaskSet:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+
+async def contained(work: Awaitable[T], what: str) -> T:
+    """The result of work on data from outside; a fault of ours in it is logged and becomes a MeshError.
+
+    One model, message or file that we handle wrongly must cost its own request, not every node it is sent to.
+    """
+    try:
+        return await work
+    except MeshError:
+        raise
+    except Exception as error:
+        _log.exception("contained", what=what)
+        raise MeshError(f"{what} failed on this device: {type(error).__name__}: {str(error)[:200]}") from error

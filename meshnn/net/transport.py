@@ -126,3 +126,6 @@ class Transport(Protocol):
 
     def expecting(self, device_id: DeviceId, delta: int) -> None:
         """Counts work outstanding at a device up or down; while there is some, the link is pinged every 250 ms."""
+
+    def excuse(self, device_id: DeviceId, for_s: float) -> None:
+        """The device said that it cannot answer pings for so long: until then its silence is no evidence."""

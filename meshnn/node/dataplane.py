@@ -97,12 +97,14 @@ class DataPlane:
             await self._origin.stop()
             await self._pipeline.stop()
 
-    async def ask(self, model: str, inputs: Mapping[int, Array], deadline_s: float) -> Outcome:
+    async def ask(self, model: str, inputs: Mapping[int, Array], deadline_s: float, digest: str = "") -> Outcome:
         """Have the mesh run a model: `inputs` by tensor index, each with the card's shape and dtype.
 
-        Raises InputError, BusyError (the queue is full, at once), DeadlineError, ModelError.
+        `digest` is the model's whose card the inputs follow: where the name means another file by the time a plan is
+        chosen, ModelConflictError says so. Raises InputError, BusyError (the queue is full, at once), DeadlineError,
+        ModelError.
         """
-        return await self._origin.ask(model, inputs, deadline_s)
+        return await self._origin.ask(model, inputs, deadline_s, digest)
 
     # What the driver tells.
 

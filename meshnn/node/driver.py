@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -22,11 +23,12 @@ from meshnn.config import Config
 from meshnn.device import probe, runtime
 from meshnn.device.interpreter import Engine
 from meshnn.device.store import Store
-from meshnn.errors import NodeError
+from meshnn.errors import MeshError, NodeError
 from meshnn.graph import schema
 from meshnn.net.hello import Hello
 from meshnn.net.interfaces import addresses_of
 from meshnn.net.security import Identity
+from meshnn.net.tasks import TaskSet, contained
 from meshnn.net.transport import Transport
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.core import Core
@@ -45,11 +47,20 @@ from meshnn.node.visitors import Visitors
 from meshnn.telemetry import logger
 
 EVENTS_MAX = 100_000
+# Events handled before the loop gets its turn.
+EVENTS_AT_ONCE = 64
+# After a fault of ours at a deadline the machines are left alone for so long, in seconds.
+FAULT_PAUSE_S = 1.0
+# How long a running inference may hold up the end of the node, in seconds.
+ENGINE_STOP_S = 1.0
 LOAD_EVERY_S = 5.0
 PEERS_EVERY_S = 5.0
 PEERS_MAX = 64
+# A change of the free disk by this part is worth telling the others.
+DISK_NEWS = 0.1
 
 _log = logger(__name__)
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 TransportMaker = Callable[[Identity, Hello, Switchboard], Transport]
 
@@ -68,20 +79,27 @@ class Past:
 class Node:
     """One device of the mesh; `run` lives until it is cancelled or told to leave."""
 
-    def __init__(self, config: Config, make_transport: TransportMaker, *, http_port: int = 0) -> None:
-        """`make_transport` gives the network: real, or in memory for tests. NodeError: the state folder is in use."""
+    def __init__(self, config: Config, make_transport: TransportMaker, *, http_port: int = 0, host: str = "") -> None:
+        """`make_transport` gives the network: real, or in memory for tests, where `host` is the address to tell others.
+
+        Raises NodeError where the state folder is in use or cannot be used.
+        """
         self._config = config
         self.store = Store(config.state_dir, config.disk_bytes)
         self.store.lock()
-        self._identity = Identity.load(config.state_dir)
+        try:
+            self._identity = Identity.load(config.state_dir)
+        except NodeError:
+            self.store.unlock()
+            raise
         self.me: DeviceId = self._identity.device_id
+        self._host = host
         self.boot = BootId(secrets.token_hex(8))
         self._events: deque[Callable[[float], list[Effect]]] = deque()
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
         self._leaving = asyncio.Event()
-        self._group: asyncio.TaskGroup | None = None
-        self._stack = AsyncExitStack()
+        self._tasks = TaskSet("node")
         hello = Hello(config.mesh, config.name, self.boot, config.port or 0, http_port)
         self._switchboard = Switchboard(self)
         self.transport = make_transport(self._identity, hello, self._switchboard)
@@ -90,10 +108,13 @@ class Node:
 
     async def start(self) -> None:
         """Bind, read what an earlier life wrote, and put the parts together; NodeError."""
-        await self.transport.start()
-        past = self._past = await asyncio.to_thread(self._remember)
+        # Nothing waits between listening and the parts being there, since a neighbour may call at once.
+        past = self._past = await asyncio.to_thread(remember, self.store)
         held = await asyncio.to_thread(self.store.held_models)
-        me = self._member(past)
+        self._bare = tuple(digest for digest, card in held.items() if card is None)
+        capability = await asyncio.to_thread(self._unmeasured)
+        await self.transport.start()
+        me = self._member(past, capability)
         cluster = Cluster(me, (), past.term, past.voted_for, random.Random(secrets.randbits(64)), self._now())
         shards = Shards(self._config.memory_bytes, lambda recipe: self.store.path("shard", recipe.key) is not None)
         self.core = Core(cluster, Catalogue(self.me, past.records, held), shards, self.me, self.boot)
@@ -105,17 +126,17 @@ class Node:
         self.service = Service(self, self.plane, self.library, Shipped(), whole, identity)
         self.visitors = Visitors(self.service, self.transport, self.spawn)
         self._performer = Performer(self, self.transport, self.store, self.engine, self.library, self.transfers)
+        self._events.appendleft(self.core.start)
 
     async def run(self, ready: Callable[[], None]) -> None:
         """Live: until cancelled, or until `leave`; the mesh hears a goodbye in both cases."""
         try:
             async with asyncio.TaskGroup() as group:
-                self._group = group
                 keepers = [
                     group.create_task(work)
                     for work in (self._own_core(), self.plane.run(), self._measure(), self._remember_peers())
                 ]
-                self.post(self.core.start)
+                self.spawn(self._describe_anew(), "describe")
                 for host, port in (*self._config.peers, *self._past.peers):
                     self.seen(host, port)
                 ready()
@@ -127,17 +148,25 @@ class Node:
             self._goodbye()
             raise
         finally:
-            self._group = None
+            self.leave()
+            await self._tasks.stop()
 
     async def stop(self) -> None:
-        """Give everything back: links, threads, the state folder."""
+        """Give everything back: tasks, links, threads, the state folder; within some 3 s, whatever is under way."""
+        self.leave()
+        await self._tasks.stop()
         await self.transport.stop()
-        await self.engine.close()
+        try:
+            async with asyncio.timeout(ENGINE_STOP_S):
+                await self.engine.close()
+        except TimeoutError:
+            _log.info("inference_left_behind")
         self.store.unlock()
 
     def leave(self) -> None:
-        """Ask the node to end."""
+        """Ask the node to end; whoever waits for a change of its state hears so."""
         self._leaving.set()
+        self.notify()
 
     def post(self, event: Callable[[float], list[Effect]]) -> None:
         """Queue an event for the core; beyond the bound the node is broken and says so."""
@@ -146,12 +175,9 @@ class Node:
         self._events.append(event)
         self._wake.set()
 
-    def spawn(self, work: Coroutine[None, None, object]) -> None:
-        """Run work in the node's group; after its end nothing starts any more."""
-        if self._group is None:
-            work.close()
-            return
-        self._group.create_task(work)
+    def spawn(self, work: Coroutine[object, object, None], name: str) -> None:
+        """Run work until the node ends; work that fails is logged and costs nothing else."""
+        self._tasks.spawn(work, name)
 
     def perform(self, effects: list[Effect]) -> None:
         """Do what the core said."""
@@ -164,8 +190,11 @@ class Node:
         self._changed = asyncio.Event()
 
     async def changed(self) -> None:
-        """Wait until something a person can see has changed."""
-        await self._changed.wait()
+        """Wait until something a person can see has changed; NodeError where the node is ending."""
+        if not self._leaving.is_set():
+            await self._changed.wait()
+        if self._leaving.is_set():
+            raise NodeError("this node is stopping")
 
     def plans_changed(self) -> None:
         """The served plans are other ones."""
@@ -183,33 +212,70 @@ class Node:
     async def _own_core(self) -> None:
         """The one task that touches the core: events in order, deadlines when due."""
         while True:
+            for _ in range(min(EVENTS_AT_ONCE, len(self._events))):
+                self._handle(self._events.popleft())
             now = self._now()
-            while self._events:
-                self.perform(self._events.popleft()(now))
             deadline = self.core.deadline
             if deadline is not None and deadline <= now:
-                self.perform(self.core.on_deadline(now))
+                await asyncio.sleep(0 if self._handle(self.core.on_deadline) else FAULT_PAUSE_S)
+                continue
+            if self._events:
                 await asyncio.sleep(0)
                 continue
             self._wake.clear()
-            if self._events:
-                continue
             try:
                 async with asyncio.timeout(None if deadline is None else deadline - now):
                     await self._wake.wait()
             except TimeoutError:
                 continue
 
+    def _handle(self, event: Callable[[float], list[Effect]]) -> bool:
+        """Let the core take one event; a fault of ours in it is logged and costs the event, not the node."""
+        try:
+            self.perform(event(self._now()))
+        except Exception:  # noqa: BLE001 - the border: what one message broke must not end the node
+            _log.exception("event_failed")
+            return False
+        return True
+
     async def _measure(self) -> None:
-        """Measure this device once it is in the mesh, then its load every few seconds."""
-        measured = await asyncio.to_thread(probe.capability, self._config.memory_bytes, self._config.disk_bytes)
-        self.post(lambda now: self.core.set_capability(_capability(measured, self.store), now))
+        """Measure this device once it is in the mesh, then its load and its free disk every few seconds."""
+        config, told = self._config, self._capability
+        try:
+            measuring = asyncio.to_thread(probe.capability, config.memory_bytes, config.disk_bytes, config.threads)
+            measured = await contained(measuring, "measuring this device")
+        except MeshError as error:
+            _log.warning("not_measured", reason=str(error))
+        else:
+            told = self._tell(msgspec.structs.replace(told, speed=measured.speed, cores=measured.cores))
         while True:
             await asyncio.sleep(LOAD_EVERY_S)
-            busy = await asyncio.to_thread(probe.load)
+            try:
+                busy = await contained(asyncio.to_thread(probe.load), "measuring the load")
+                free_bytes = await asyncio.to_thread(self.store.free_bytes)
+            except MeshError as error:
+                _log.warning("load_not_measured", reason=str(error))
+                continue
+            if not math.isclose(free_bytes, told.disk_bytes, rel_tol=DISK_NEWS):
+                told = self._tell(msgspec.structs.replace(told, disk_bytes=free_bytes))
             stats = self.plane.stats()
             load = Load(stats.queued, stats.slowest_ms, busy.free_bytes, busy.cpu_percent)
             self.post(partial(self.core.set_load, load))
+
+    def _tell(self, capability: Capability) -> Capability:
+        self.post(partial(self.core.set_capability, capability))
+        return capability
+
+    async def _describe_anew(self) -> None:
+        """Make the cards of whole models here whose card is of another version or lost: no peer may have one."""
+        for digest in self._bare:
+            names = {record.digest: record.name for record in self.core.catalogue.records}
+            try:
+                card = await contained(self.library.describe(digest, names.get(digest, "")), "describing a model")
+            except MeshError as error:
+                _log.warning("not_described", model=digest[:12], reason=str(error))
+                continue
+            self.post(partial(self.core.on_card_fetched, digest, card))
 
     async def _remember_peers(self) -> None:
         """Write down where the others are, so that a start without multicast finds them again."""
@@ -231,33 +297,22 @@ class Node:
     def _goodbye(self) -> None:
         self.perform(self.core.leave(self._now()))
 
-    def _remember(self) -> Past:
-        term = self.store.load_record("term")
-        incarnation = self.store.load_record("incarnation")
-        names = self.store.load_record("names")
-        records = msgspec.convert(names.get("records", []), tuple[NameRecord, ...])
-        peers = msgspec.convert(self.store.load_record("peers").get("peers", []), tuple[tuple[str, int], ...])
-        voted = term.get("voted_for")
-        return Past(
-            int(str(term.get("term", 0))),
-            DeviceId(voted) if isinstance(voted, str) else None,
-            int(str(incarnation.get("incarnation", 0))),
-            records,
-            peers,
-        )
-
-    def _member(self, past: Past) -> Member:
-        """This life of this device; its incarnation beats every record of an earlier one."""
-        incarnation = max(past.incarnation + 1, int(time.time() * 1000))  # noqa: TID251 - a number that grows, not a clock
-        capability = Capability(
+    def _unmeasured(self) -> Capability:
+        """What is known of this device before it was measured; NodeError without a runtime."""
+        self._capability = Capability(
             self._config.memory_bytes,
             self.store.free_bytes(),
             probe.SPEED_UNMEASURED,
             probe.cores(),
-            runtime.numeric_class(),
+            runtime.numeric_class(self._config.threads),
             schema.available(),
         )
-        address = Address(reachable_address(self._config.interface), self.transport.port)
+        return self._capability
+
+    def _member(self, past: Past, capability: Capability) -> Member:
+        """This life of this device; its incarnation beats every record of an earlier one."""
+        incarnation = max(past.incarnation + 1, int(time.time() * 1000))  # noqa: TID251 - a number that grows, not a clock
+        address = Address(self._host or reachable_address(self._config.interface), self.transport.port)
         return Member(
             self.me, self.boot, self._config.name, address, self._http_port, incarnation, capability=capability
         )
@@ -272,13 +327,53 @@ def reachable_address(interface: str | None) -> str:
     return next((host for host in hosts if not ip_address(host).is_loopback), hosts[0])
 
 
-def _capability(measured: probe.Measured, store: Store) -> Capability:
-    """What was measured, as membership tells it."""
-    return Capability(
-        measured.memory_bytes,
-        store.free_bytes(),
-        measured.speed,
-        measured.cores,
-        measured.numeric_class,
-        schema.available(),
+class _Term(msgspec.Struct, frozen=True):
+    """The record of the election."""
+
+    term: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 0
+    voted_for: DeviceId | None = None
+
+
+class _Incarnation(msgspec.Struct, frozen=True):
+    """The record of membership."""
+
+    incarnation: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 0
+
+
+class _Names(msgspec.Struct, frozen=True):
+    """The record of the catalogue; each row is read for itself."""
+
+    records: list[object] = []
+
+
+class _Peers(msgspec.Struct, frozen=True):
+    """The record of where others were."""
+
+    peers: Annotated[list[tuple[str, int]], msgspec.Meta(max_length=PEERS_MAX)] = []
+
+
+def remember(store: Store) -> Past:
+    """What an earlier life wrote down; what is damaged or of another version is told in a line and left out.
+
+    Blocks on the disk.
+    """
+    term = _record(store, "term", _Term)
+    records = []
+    for row in _record(store, "names", _Names).records:
+        try:
+            records.append(msgspec.convert(row, NameRecord))
+        except msgspec.ValidationError as error:
+            _log.warning("model_name_not_understood", reason=str(error))
+    peers = tuple(_record(store, "peers", _Peers).peers)
+    return Past(
+        term.term, term.voted_for, _record(store, "incarnation", _Incarnation).incarnation, tuple(records), peers
     )
+
+
+def _record(store: Store, name: str, kind: type[StructT]) -> StructT:
+    """A record in its form, or an empty one: a device on a shelf must come up again by itself."""
+    try:
+        return msgspec.convert(store.load_record(name), kind)
+    except (NodeError, msgspec.ValidationError) as error:
+        _log.warning("record_left_out", record=name, reason=str(error))
+        return kind()

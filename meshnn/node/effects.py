@@ -37,9 +37,13 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Load a shard's file into the runtime; answered by `on_loaded` or `on_load_failed`."""
+    """Load a shard's file into the runtime; answered by `on_loaded` or `on_load_failed`.
+
+    The file is checked first, and fetched again as `file` says where it is gone or damaged.
+    """
 
     recipe: Recipe
+    file: Fetch
 
 
 @dataclass(frozen=True, slots=True)

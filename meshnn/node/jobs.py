@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from meshnn.cluster.member import BootId, DeviceId, Member
+from meshnn.graph.card import Card
 from meshnn.plan.plan import Epoch, Plan, PlanSet
+from meshnn.plan.ranges import plan_memory
 
 # A device as a plan was made for it: its life, its memory budget, its speed.
 Mark = tuple[DeviceId, BootId, int, float]
@@ -108,3 +110,20 @@ def runs_on(plan: Plan, lives: Mapping[DeviceId, BootId]) -> bool:
 def loaded_everywhere(plan: Plan, loaded: Mapping[DeviceId, frozenset[Epoch]]) -> bool:
     """Whether every device of a plan has loaded its shards of it."""
     return all(plan.epoch in loaded.get(device, ()) for device in plan.devices())
+
+
+def memory_taken(
+    models: Iterable[tuple[PlanSet | None, PlanSet | None]], card: Callable[[str], Card | None]
+) -> dict[DeviceId, int]:
+    """Bytes that some models take on each device: of each the more of its active plan and of the one in the making."""
+    taken: dict[DeviceId, int] = {}
+    for sets in models:
+        most: dict[DeviceId, int] = {}
+        for plans in sets:
+            found = None if plans is None else card(plans.main.digest)
+            if plans is not None and found is not None:
+                for device, size in plan_memory(found, plans.main).items():
+                    most[device] = max(most.get(device, 0), size)
+        for device, size in most.items():
+            taken[device] = taken.get(device, 0) + size
+    return taken

@@ -16,14 +16,13 @@ from meshnn.cluster.member import BootId, DeviceId, Member
 from meshnn.graph.card import Card
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.effects import Changed, Effect, Send, Solve, note
-from meshnn.node.jobs import ActivePlan, Failure, Job, Phase, adopted, mark_of, runs_on
+from meshnn.node.jobs import ActivePlan, Failure, Job, Phase, adopted, mark_of, memory_taken, runs_on
 from meshnn.node.messages import NameRecord, Pin, PinAnswer, Unpin
 from meshnn.node.pins import Pins, Sight
 from meshnn.node.plans import PlanBook
 from meshnn.node.problem import Problem, better
 from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Fetch, Prepare, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import Epoch, PlanSet, Recipe
-from meshnn.plan.ranges import plan_memory
 
 # A device must have been here so long before a working plan is changed for it, in seconds.
 STABLE_S = 3.0
@@ -184,10 +183,14 @@ class Leader:
 
     def on_pin(self, source: DeviceId, message: Pin | Unpin, now: float) -> list[Effect]:
         """Somebody wants a model to run exactly one plan, or gives it back to the planner."""
-        if self._term is None:
-            return [Send(source, PinAnswer(message.ask, "another device leads by now: ask again"))]
-        if all(record.name != message.model for record in self._catalogue.records):
-            return [Send(source, PinAnswer(message.ask, f"no model is called {message.model}"))]
+        named = any(record.name == message.model for record in self._catalogue.records)
+        if self._term is None or not named:
+            reason = (
+                f"no model is called {message.model}"
+                if self._term is not None
+                else "another device leads by now: ask again"
+            )
+            return [Send(source, PinAnswer(message.ask, reason))]
         effects = [*self._pins.ask(source, message), *self._abort(message.model, keep_wish=True)]
         return [*effects, *self.review(self._alive, now)]
 
@@ -213,7 +216,7 @@ class Leader:
         job = self._jobs.get(record.name)
         if job is None:
             return []
-        lost = [device for device, boot in job.lives().items() if self._boot(device) != boot]
+        lost = [device for device, boot in job.lives().items() if self._lives().get(device) != boot]
         if job.phase is Phase.CUTTING and job.holder not in self._alive:
             lost.append(record.device)
         if lost or job.digest != record.digest:
@@ -250,8 +253,7 @@ class Leader:
         self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, *, whole: bool
     ) -> list[Effect]:
         """Begin what was asked; keep a pinned plan, and let it wait for its devices."""
-        failure = self._failures.get(record.name)
-        troubles = list(self._refusals(record.name))
+        failure, troubles = self._failures.get(record.name), self._refusals(record.name)
         if failure is not None and failure.until > now:
             troubles.append("the next try to prepare it")
         members = tuple(member for _, member in sorted(self._alive.items()))
@@ -264,9 +266,8 @@ class Leader:
             return self._solve(record, card, None, now, voluntary=False)
         if verdict.plan is None:
             return list(verdict.effects)
-        epoch, deadline, plans = verdict.plan.epoch, now + SOLVE_S, PlanSet(verdict.plan)
-        job = Job(Phase.SOLVING, epoch, record.digest, members, whole, deadline, plans=plans)
-        self._jobs[record.name] = job
+        job = Job(Phase.SOLVING, verdict.plan.epoch, record.digest, members, whole, now + SOLVE_S)
+        job.plans, self._jobs[record.name] = PlanSet(verdict.plan), job
         return self._cut(record.name, job, now)
 
     def _next_epoch(self) -> Epoch:
@@ -358,8 +359,7 @@ class Leader:
     def _prune(self, named: set[str]) -> None:
         """Forget files of models without a name; where that is not enough, those of no plan at hand."""
         sets = [*(job.plans for job in self._jobs.values()), *(served.plans for served in self._served.values())]
-        plans = [plan for plan_set in sets if plan_set is not None for plan in plan_set.plans]
-        used = {recipe for plan in plans for recipe, _ in plan.placements()}
+        used = {recipe for plans in sets if plans for plan in plans.plans for recipe, _ in plan.placements()}
         self._files = {recipe: fetch for recipe, fetch in self._files.items() if recipe.digest in named}
         if len(self._files) > FILES_MAX:
             self._files = {recipe: fetch for recipe, fetch in self._files.items() if recipe in used}
@@ -401,8 +401,7 @@ class Leader:
         """End a job; the next try waits for a change of the devices, or a while."""
         voluntary = model in self._jobs and self._jobs[model].voluntary
         effects = self._abort(model, reason)
-        record = next((record for record in self._catalogue.records if record.name == model), None)
-        if record is not None:
+        for record in (record for record in self._catalogue.records if record.name == model):
             signature = self._signature(record)
             old = self._failures.get(model)
             tries = old.tries + 1 if old is not None and old.signature == signature else 1
@@ -416,18 +415,9 @@ class Leader:
 
     def _used_elsewhere(self, model: str) -> dict[DeviceId, int]:
         """Bytes that the plans of the other models take on each device, or will; their contingencies give way."""
-        used: dict[DeviceId, int] = {}
-        for name in sorted({*self._book.models, *self._jobs} - {model}):
-            active, job = self._book.active(name), self._jobs.get(name)
-            most: dict[DeviceId, int] = {}
-            for plans in (active, None if job is None else job.plans):
-                card = None if plans is None else self._catalogue.card(plans.main.digest)
-                if plans is not None and card is not None:
-                    for device, size in plan_memory(card, plans.main).items():
-                        most[device] = max(most.get(device, 0), size)
-            for device, size in most.items():
-                used[device] = used.get(device, 0) + size
-        return used
+        names = sorted({*self._book.models, *self._jobs} - {model})
+        jobs = {name: self._jobs[name].plans for name in names if name in self._jobs}
+        return memory_taken([(self._book.active(name), jobs.get(name)) for name in names], self._catalogue.card)
 
     def _usable(self, model: str) -> tuple[Member, ...]:
         """The alive devices that have not refused this model of late, sorted by id."""
@@ -453,13 +443,8 @@ class Leader:
     def _lives(self) -> dict[DeviceId, BootId]:
         return {device: member.boot_id for device, member in self._alive.items()}
 
-    def _boot(self, device: DeviceId) -> BootId | None:
-        member = self._alive.get(device)
-        return None if member is None else member.boot_id
-
     def _name(self, device: DeviceId) -> str:
-        member = self._alive.get(device)
-        return device if member is None else member.name
+        return self._alive[device].name if device in self._alive else device
 
     def _wake_at(self, when: float) -> None:
         self._wake = when if self._wake is None else min(self._wake, when)

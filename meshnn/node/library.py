@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from meshnn.cluster.member import DeviceId
 from meshnn.device.mapping import mapped
+from meshnn.device.part import digest_of_file
 from meshnn.device.store import Store
 from meshnn.device.trial import Trial, attempt
 from meshnn.errors import ModelError
@@ -36,15 +38,36 @@ class Library:
         self._store = store
         self._card = card
         self._fetch = fetch
+        self._taking = asyncio.Lock()
         self._cutting = asyncio.Lock()
         self._graphs: dict[str, tuple[Graph, Card]] = {}
+        self._sound: set[str] = set()
 
     async def take(self, path: Path, name: str) -> Card:
-        """Store a model file from outside: read, tried in a child process, described; ModelError, NodeError."""
+        """Store a model file from outside: read, tried in a child process, described; ModelError, NodeError.
+
+        What is refused, or whose taker goes away meanwhile, leaves nothing behind; a model that was here stays.
+        """
         if not schema.available():
             raise ModelError("this device cannot read models (ai-edge-litert is not installed): add it on one that can")
-        async with self._cutting:
-            return await asyncio.to_thread(self._take, path, name)
+        claim = _Claim()
+        async with self._taking:
+            try:
+                return await asyncio.to_thread(self._take, path, name, claim)
+            except asyncio.CancelledError:
+                if fresh := claim.give_up():
+                    await asyncio.to_thread(self.forget, fresh)
+                raise
+
+    def forget(self, digest: str) -> None:
+        """Drop a model and its card from this disk; what is not here is ignored. Blocks on the disk."""
+        self._store.drop("model", digest)
+        self._store.drop("card", digest)
+
+    async def describe(self, digest: str, name: str) -> Card:
+        """The card of a whole model on this disk, made anew and kept; ModelError, NodeError."""
+        async with self._taking:
+            return await asyncio.to_thread(self._describe, digest, name or digest[:12])
 
     async def cut(self, recipes: Sequence[Recipe]) -> tuple[ShardFile, ...]:
         """The files of shards, cut where they are not here yet; ModelError."""
@@ -72,15 +95,26 @@ class Library:
         others = tuple(device for device in holders if device != self._me)
         return await self._fetch(Fetch("model", record.digest, record.size_bytes, record.digest, others))
 
-    def _take(self, path: Path, name: str) -> Card:
-        digest, stored = self._store.add_model(path)
+    def _take(self, path: Path, name: str, claim: _Claim) -> Card:
+        here = digest_of_file(path)
+        old = self._store.path("model", here) is not None
+        digest, _ = self._store.add_model(path)
         try:
-            graph = read(mapped(stored), name=name)
-            tried: Trial = attempt(stored)
-            card = card_of(with_shapes(graph, tried.shapes), digest, stored.stat().st_size, name)
-        except ModelError:
-            self._store.drop("model", digest)
+            card = self._describe(digest, name)
+            claim.finish("" if old else digest)
+        except BaseException:
+            if not old:
+                self.forget(digest)
             raise
+        return card
+
+    def _describe(self, digest: str, name: str) -> Card:
+        stored = self._store.path("model", digest)
+        if stored is None:
+            raise ModelError(f"model {digest[:12]} is not on this device")
+        graph = read(mapped(stored), name=name)
+        tried: Trial = attempt(stored, name)
+        card = card_of(with_shapes(graph, tried.shapes), digest, stored.stat().st_size, name)
         self._store.save_card(card)
         return card
 
@@ -101,10 +135,40 @@ class Library:
             card = self._card(digest)
             if path is None or card is None:
                 raise ModelError(f"model {digest[:12]} is not on this device")
+            self._check(digest)
             graph = read(mapped(path), name=card.name)
-            graph = with_shapes(graph, {tensor.index: tensor.shape for tensor in card.tensors})
+            graph = with_shapes(graph, {tensor.index: tensor.shape for tensor in card.tensors if tensor.known})
             self._graphs[digest] = graph, card_of(graph, digest, card.size_bytes, card.name)
         return self._graphs[digest]
+
+    def _check(self, digest: str) -> None:
+        """Shards of a file that the disk has damaged would be wrong and look right: its digest, once in a life."""
+        if digest not in self._sound:
+            if not self._store.verify("model", digest, digest):
+                raise ModelError(f"the file of model {digest[:12]} was damaged on the disk and is dropped")
+            self._sound.add(digest)
+
+
+class _Claim:
+    """Whether whoever brought a model still waits for it, decided once between the loop and the thread."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._gone = False
+        self._fresh = ""
+
+    def finish(self, fresh: str) -> None:
+        """In the thread: the model is taken; `fresh` is its digest where it was not here before. ModelError."""
+        with self._guard:
+            if self._gone:
+                raise ModelError("nobody waits for this model any more")
+            self._fresh = fresh
+
+    def give_up(self) -> str:
+        """On the loop: nobody waits; the digest to forget, where the thread was quicker."""
+        with self._guard:
+            self._gone = True
+            return self._fresh
 
 
 def shard_of(graph: Graph, card: Card, recipe: Recipe) -> Graph:

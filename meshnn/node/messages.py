@@ -9,6 +9,9 @@ import msgspec
 from meshnn.cluster.member import DeviceId
 from meshnn.plan.plan import Recipe
 
+# However long a device says that it will not answer, after so long its silence counts again.
+BUSY_MS_MAX = 5000
+
 FileKind = Literal["model", "shard", "card"]
 
 
@@ -110,6 +113,12 @@ class Chunk(msgspec.Struct, frozen=True, tag=True):
     transfer: int
     offset_bytes: int
     size_bytes: int
+
+
+class Busy(msgspec.Struct, frozen=True, tag=True):
+    """For so long the sender may answer no ping: it loads a large shard, in which the runtime lets nothing else run."""
+
+    for_ms: int
 
 
 class RemoteAsk(msgspec.Struct, frozen=True, tag=True):

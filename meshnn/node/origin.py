@@ -10,7 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from meshnn.cluster.member import BootId, DeviceId
-from meshnn.errors import DeadlineError, InputError, MeshError, NodeError, PeerError, StaleEpochError, from_code
+from meshnn.errors import (
+    DeadlineError,
+    InputError,
+    MeshError,
+    ModelConflictError,
+    NodeError,
+    PeerError,
+    StaleEpochError,
+    from_code,
+)
 from meshnn.graph.card import Card
 from meshnn.net.tasks import TaskSet
 from meshnn.node.assembly import Arrival, Assembly, Complete, Key
@@ -51,6 +60,7 @@ class _Asked:
 
     answer: asyncio.Future[Outcome]
     inputs: Mapping[int, Array]
+    digest: str = ""
     result: Complete | None = None
 
 
@@ -94,14 +104,14 @@ class Origin:
             if not asked.answer.done():
                 asked.answer.set_exception(NodeError("this node is stopping"))
 
-    async def ask(self, model: str, inputs: Mapping[int, Array], deadline_s: float) -> Outcome:
+    async def ask(self, model: str, inputs: Mapping[int, Array], deadline_s: float, digest: str = "") -> Outcome:
         """Have the mesh run a model on raw inputs (by tensor index); see `DataPlane.ask`."""
         now = self._clock()
         self._count += 1
         request = f"{self._me}.{self._boot}.{self._count}"
         kept = {index: np.ascontiguousarray(array) for index, array in inputs.items()}
         size_bytes = sum(array.nbytes for array in kept.values())
-        asked = _Asked(asyncio.get_running_loop().create_future(), kept)
+        asked = _Asked(asyncio.get_running_loop().create_future(), kept, digest)
         self._asked[request] = asked
         try:
             self.perform(self._ledger.accept(request, model, size_bytes, now + deadline_s, now))
@@ -237,6 +247,8 @@ class Origin:
         plan = effect.plan
         card = self._card(plan)
         asked = self._asked[effect.request]
+        if asked.digest not in {"", plan.digest}:
+            raise ModelConflictError(f"{plan.model} was replaced by another file while the request waited; ask again")
         check_inputs(card, asked.inputs)
         ways = self._pipeline.routes.ways(plan, card, effect.lane, effect.groups)
         identity = (self._me, self._boot)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from meshnn.cluster.member import DeviceId, Member
+from meshnn.cluster.member import DeviceId, Member, MemberState
 from meshnn.plan.plan import Plan, PlanSet
 from meshnn.plan.ranges import plan_memory
 
@@ -77,6 +77,7 @@ def _plan_set(core: Core, plans: PlanSet) -> dict[str, object]:
         "window": main.window,
         "share": main.share,
         "pinned": main.pinned,
+        "waits_for": [device for device in main.devices() if not _lives(core, device, main)],
         "stages": _stages(core, main),
         "memory_bytes": {} if card is None else dict(plan_memory(card, main)),
         "covered": {
@@ -84,6 +85,13 @@ def _plan_set(core: Core, plans: PlanSet) -> dict[str, object]:
         },
         "plan": msgspec.to_builtins(main),
     }
+
+
+def _lives(core: Core, device: DeviceId, plan: Plan) -> bool:
+    """Whether a device lives in the life that a plan was made for."""
+    member = core.cluster.members.get(device)
+    here = member is not None and member.state in (MemberState.ALIVE, MemberState.SUSPECT)
+    return member is not None and here and member.boot_id == plan.lives()[device]
 
 
 def _stages(core: Core, plan: Plan) -> list[dict[str, object]]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from meshnn import vision
 from meshnn.cluster.member import DeviceId, MemberState
 from meshnn.device.store import Store
-from meshnn.errors import BusyError, DeadlineError, NoPlanError, UnknownModelError
+from meshnn.errors import BusyError, DeadlineError, MeshError, ModelConflictError, NoPlanError, UnknownModelError
 from meshnn.graph.card import Card
 from meshnn.node import reports
 from meshnn.node.answer import Answer, Arrays, Question, answer_of
@@ -19,8 +23,9 @@ from meshnn.node.core import Core
 from meshnn.node.dataplane import DataPlane, Outcome
 from meshnn.node.effects import Effect
 from meshnn.node.library import Library
-from meshnn.node.messages import NameRecord
+from meshnn.node.messages import NameRecord, Pin, Unpin
 from meshnn.node.solo import Shipped, Whole
+from meshnn.plan.explicit import decode
 
 ASK_DEADLINE_S = 30.0
 ADD_DEADLINE_S = 60.0
@@ -39,7 +44,7 @@ class Host(Protocol):
         """Do what the core said."""
 
     async def changed(self) -> None:
-        """Wait until something a person can see has changed."""
+        """Wait until something a person can see has changed; NodeError where the node is ending."""
 
 
 class Service:
@@ -75,14 +80,25 @@ class Service:
         self._asking += 1
         started = self._clock()
         try:
-            name, card = await self._resolve(model, started + deadline_s)
-            async with self._decoding:
-                inputs = await asyncio.to_thread(vision.read_inputs, data, source, card)
-            outcome = await self._run(name, card, inputs, started + deadline_s)
+            name, card, inputs, outcome = await self._once_known(data, source, model, started + deadline_s)
         finally:
             self._asking -= 1
         question = Question(source, name, top)
         return await answer_of(question, card, inputs, outcome, self._clock() - started, self._names())
+
+    async def _once_known(
+        self, data: bytes, source: str, model: str | None, until: float
+    ) -> tuple[str, Card, Arrays, Outcome]:
+        """Resolve, read, run; anew where the name came to mean another file on the way."""
+        while True:
+            async with _within(until - self._clock(), f"{source} was not read in time"):
+                name, card = await self._resolve(model, until)
+                async with self._decoding:
+                    inputs = await asyncio.to_thread(vision.read_inputs, data, source, card)
+            try:
+                return name, card, inputs, await self._run(name, card, inputs, until)
+            except ModelConflictError:
+                continue
 
     async def tensors(self, model: str, inputs: Arrays, deadline_s: float = ASK_DEADLINE_S) -> Outcome:
         """Run a model on raw input tensors by name; the errors of `ask`."""
@@ -91,16 +107,23 @@ class Service:
         return await self._run(name, card, inputs, until)
 
     async def card(self, model: str | None, deadline_s: float = ASK_DEADLINE_S) -> Card:
-        """The card of a model, waiting for it to arrive."""
-        return (await self._resolve(model, self._clock() + deadline_s))[1]
+        """The card of a model, waiting for it to arrive; UnknownModelError, DeadlineError."""
+        async with _within(deadline_s, "the card was not read in time"):
+            return (await self._resolve(model, self._clock() + deadline_s))[1]
 
     async def add(
         self, path: Path, name: str, *, replace: bool, wait: bool = True, deadline_s: float = ADD_DEADLINE_S
     ) -> dict[str, object]:
         """Give the mesh a model: stored, known to all, held twice, planned; ModelError, NoPlanError, DeadlineError."""
         until = self._clock() + deadline_s
-        card = await self._library.take(path, name)
-        self._host.perform(self._host.core.add_model(name, card, self._clock(), replace=replace))
+        async with _within(deadline_s, f"{name} could not be tried in time"):
+            card = await self._library.take(path, name)
+        try:
+            self._host.perform(self._host.core.add_model(name, card, self._clock(), replace=replace))
+        except MeshError:
+            if all(record.digest != card.digest for record in self._host.core.catalogue.records):
+                await asyncio.to_thread(self._library.forget, card.digest)
+            raise
         record = self._host.core.catalogue.record(name)
         if wait:
             await self._until(lambda: self._added(record), until, f"{name} is not served by the mesh yet")
@@ -111,12 +134,35 @@ class Service:
         self._host.perform(self._host.core.remove_model(name, self._clock()))
 
     async def model_file(self, name: str, deadline_s: float = ADD_DEADLINE_S) -> Path:
-        """The whole file of a model on this disk, fetched from a holder where it is not here."""
+        """The whole file of a model on this disk, fetched where it is not here; PeerError, NodeError, DeadlineError."""
         if name == self._shipped.name and not any(r.name == name for r in self._host.core.catalogue.records):
             return self._shipped.path
         record = self._host.core.catalogue.record(name)
-        async with asyncio.timeout(deadline_s):
+        async with _within(deadline_s, f"the file of {name} did not arrive in time"):
             return await self._library.whole(record, self._host.core.catalogue.holders(record.digest))
+
+    async def pin(self, model: str, plan: bytes, deadline_s: float = ADD_DEADLINE_S) -> None:
+        """Have the mesh run exactly this plan (JSON): UnknownModelError, UsageError, NoPlanError, DeadlineError."""
+        self._host.core.catalogue.record(model)
+        written = msgspec.json.encode(decode(plan, model))
+        await self._wished(model, lambda ask: Pin(ask, model, written), deadline_s)
+
+    async def unpin(self, model: str, deadline_s: float = ADD_DEADLINE_S) -> None:
+        """Give a model back to the planner: NoPlanError where it finds none, DeadlineError."""
+        await self._wished(model, lambda ask: Unpin(ask, model), deadline_s)
+
+    async def _wished(self, model: str, wish: Callable[[str], Pin | Unpin], deadline_s: float) -> None:
+        """Ask the leader, and wait for its word."""
+        core = self._host.core
+        core.catalogue.record(model)
+        if core.cluster.leader is None:
+            raise BusyError("the mesh elects its leader just now; try again in a moment")
+        ask = f"{self._me}.{secrets.token_hex(8)}"
+        self._host.perform(core.answer(core.cluster.leader, wish(ask), self._clock()))
+        await self._until(lambda: ask in core.pinned, self._clock() + deadline_s, "the leader has not answered")
+        reason = core.pinned.pop(ask)
+        if reason:
+            raise NoPlanError(reason)
 
     def status(self) -> dict[str, object]:
         """What `meshnn status --json` prints."""
@@ -156,10 +202,11 @@ class Service:
             raise DeadlineError("the deadline passed before the input was read")
         known = {record.name for record in self._host.core.catalogue.records}
         if name == self._shipped.name and name not in known:
-            return await self._whole.run(self._shipped.path, card, inputs)
+            async with _within(left_s, f"{name} did not answer in time"):
+                return await self._whole.run(self._shipped.path, card, inputs)
         indexed = {tensor.index: inputs[tensor.name] for tensor in card.inputs}
         try:
-            return await self._plane.ask(name, indexed, left_s)
+            return await self._plane.ask(name, indexed, left_s, card.digest)
         except DeadlineError:
             word = self._host.core.book.unplanned(name)
             if word is not None:
@@ -198,3 +245,13 @@ class Service:
     def _names(self) -> dict[DeviceId, str]:
         members = self._host.core.cluster.members.values()
         return {m.device_id: m.name for m in members if m.state is not MemberState.LEFT} | {self._me: self._name}
+
+
+@asynccontextmanager
+async def _within(deadline_s: float, what: str) -> AsyncIterator[None]:
+    """Bound everything inside by a deadline; DeadlineError says what has not happened."""
+    try:
+        async with asyncio.timeout(max(0.0, deadline_s)):
+            yield
+    except TimeoutError:
+        raise DeadlineError(what) from None

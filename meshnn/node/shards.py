@@ -182,8 +182,7 @@ class Shards:
         if sum(row.state is State.FETCHING for row in self._rows.values()) >= FETCHES_MAX:
             return []
         self._rows[recipe] = _Row(State.FETCHING)
-        fetch = wish.fetch
-        return [FetchFile("shard", recipe.key, fetch.size_bytes, fetch.sha256, fetch.holders, recipe)]
+        return [_file(wish.fetch)]
 
     def _load_next(self, order: list[Wanted]) -> list[Effect]:
         for wish in order:
@@ -196,7 +195,7 @@ class Shards:
                     self._rows[recipe] = _Row(State.FAILED, reason=self._shortage(wish))
                 continue
             self._rows[recipe] = _Row(State.LOADING, cost_bytes=wish.cost_bytes)
-            return [*room, Load(recipe)]
+            return [*room, Load(recipe, _file(wish.fetch))]
         return []
 
     def _make_room(self, wish: Wanted) -> list[Effect] | None:
@@ -230,6 +229,12 @@ class Shards:
     def _shortage(self, wish: Wanted) -> str:
         need, used, budget = wish.cost_bytes / 1e6, self.used_bytes / 1e6, self._budget_bytes / 1e6
         return f"the shard needs {need:.1f} MB beside {used:.1f} MB in use; the budget is {budget:.1f} MB"
+
+
+def _file(fetch: Fetch) -> FetchFile:
+    """How to get a shard's file."""
+    recipe = fetch.recipe
+    return FetchFile("shard", recipe.key, fetch.size_bytes, fetch.sha256, fetch.holders, recipe)
 
 
 def _resting(row: _Row) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from meshnn import vision
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.device.interpreter import Engine
 from meshnn.device.store import Store
-from meshnn.errors import DeadlineError, UnknownModelError
+from meshnn.errors import DeadlineError, ModelError, UnknownModelError
 from meshnn.graph.card import Card
 from meshnn.node.answer import Answer, Question, answer_of
 from meshnn.node.messages import NameRecord
@@ -22,9 +22,16 @@ class Single:
     """Answers with whole models on this device."""
 
     def __init__(
-        self, me: DeviceId, boot: BootId, engine: Engine, store: Store, records: Mapping[str, NameRecord]
+        self,
+        me: DeviceId,
+        boot: BootId,
+        engine: Engine,
+        store: Store,
+        records: Mapping[str, NameRecord],
+        describe: Callable[[str, str], Awaitable[Card]],
     ) -> None:
-        """`records`: the models stored here, by name."""
+        """`records`: the models stored here, by name; `describe` makes the card of a digest anew, given a name."""
+        self._describe = describe
         self._me = me
         self._store = store
         self._records = dict(records)
@@ -50,15 +57,23 @@ class Single:
         if model is None and len(self._records) == 1:
             model = next(iter(self._records))
         if model in self._records:
-            return (model, *await asyncio.to_thread(self._stored, self._records[model]))
+            return (model, *await self._stored(self._records[model]))
         if model not in {None, self._shipped.name} or not self._shipped.name:
             choices = ", ".join([*sorted(self._records), *([self._shipped.name] if self._shipped.name else [])])
             raise UnknownModelError(f"no model {model or 'to ask'!r} on this device; known: {choices or 'none'}")
         return self._shipped.name, self._shipped.path, await self._shipped.card()
 
-    def _stored(self, record: NameRecord) -> tuple[Path, Card]:
-        path = self._store.path("model", record.digest)
-        card = self._store.path("card", record.digest)
-        if path is None or card is None:
+    async def _stored(self, record: NameRecord) -> tuple[Path, Card]:
+        path = await asyncio.to_thread(self._store.path, "model", record.digest)
+        if path is None:
             raise UnknownModelError(f"the file of {record.name} is not on this device; start a node with `meshnn join`")
-        return path, self._store.load_card(card)
+        held = await asyncio.to_thread(self._card, record.digest)
+        return path, held if held is not None else await self._describe(record.digest, record.name)
+
+    def _card(self, digest: str) -> Card | None:
+        """The card that is kept here; None where it is lost, damaged or of another version."""
+        path = self._store.path("card", digest)
+        try:
+            return None if path is None else self._store.load_card(path)
+        except ModelError:
+            return None

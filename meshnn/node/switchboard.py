@@ -12,7 +12,7 @@ from meshnn.cluster.member import BootId, DeviceId
 from meshnn.net.hello import Hello
 from meshnn.net.transport import Address
 from meshnn.node import messages
-from meshnn.node.messages import Chunk, Missing, RemoteAsk, Want
+from meshnn.node.messages import BUSY_MS_MAX, Busy, Chunk, Missing, RemoteAsk, Want
 from meshnn.plan import messages as plan_messages
 from meshnn.plan.messages import Cancel, Failed, Receipt, Slice
 from meshnn.wire.codec import Codec
@@ -38,11 +38,14 @@ class Switchboard:
     def __init__(self, node: Node) -> None:
         """The node whose parts take the calls."""
         self._node = node
+        self._visitors: set[DeviceId] = set()
 
     def on_linked(self, device_id: DeviceId, boot_id: BootId, hello: Hello, address: Address) -> None:
         """A neighbour said HELLO; a visitor is no member and stays outside the core."""
         if hello.visitor:
+            self._visitors.add(device_id)
             return
+        self._visitors.discard(device_id)
         node, where = self._node, MemberAddress(*address)
         node.post(lambda now: node.core.on_linked(device_id, boot_id, hello.name, where, hello.http_port, now))
         node.plane.on_linked(device_id, boot_id)
@@ -50,6 +53,10 @@ class Switchboard:
     def on_unlinked(self, device_id: DeviceId, evidence: str) -> None:
         """A link ended: the data plane hears it at once, membership in turn."""
         node = self._node
+        if device_id in self._visitors:
+            self._visitors.discard(device_id)
+            node.visitors.on_unlinked(device_id)
+            return
         node.plane.on_evidence(device_id, evidence)
         node.transfers.on_unlinked(device_id)
         node.post(lambda now: node.core.on_unlinked(device_id, evidence, now))
@@ -60,8 +67,10 @@ class Switchboard:
         node.post(lambda now: node.core.on_unreachable(MemberAddress(*address), evidence, now))
 
     def on_message(self, device_id: DeviceId, boot_id: BootId, message: msgspec.Struct) -> None:
-        """A control message."""
+        """A control message; a visitor has no say in the mesh."""
         node = self._node
+        if device_id in self._visitors:
+            return
         match message:
             case Receipt() | Failed() | Cancel():
                 node.plane.on_message(device_id, boot_id, message)
@@ -69,6 +78,8 @@ class Switchboard:
                 node.transfers.on_want(device_id, message)
             case Missing():
                 node.transfers.on_missing(device_id, message)
+            case Busy(for_ms):
+                node.transport.excuse(device_id, min(max(for_ms, 0), BUSY_MS_MAX) / 1000)
             case _:
                 node.post(lambda now: node.core.on_message(device_id, message, now))
 

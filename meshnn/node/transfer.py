@@ -10,6 +10,7 @@ from pathlib import Path
 from meshnn.cluster.member import DeviceId
 from meshnn.device.store import Store
 from meshnn.errors import MeshError, PeerError
+from meshnn.net.tasks import contained
 from meshnn.net.transport import Transport
 from meshnn.node.effects import Fetch
 from meshnn.node.messages import Chunk, Missing, Want
@@ -20,8 +21,15 @@ PIECE_BYTES = 2 << 20
 CHUNK_BYTES = 256 << 10
 # A holder that sends nothing for so long is left for another, in seconds.
 SILENCE_S = 10.0
+# A piece that comes drop by drop is given up after so long, whoever sends it, in seconds.
+PIECE_S = 120.0
+# Pieces read and sent at once, and those that wait for their turn; beyond that a peer hears that we are busy.
 SERVED_MAX = 8
-ROUNDS_MAX = 3
+WAITING_MAX = 64
+# How often every holder is asked, and the pause before the second time; each further one is twice as long.
+ROUNDS_MAX = 4
+PAUSE_S = 0.5
+REASON_LENGTH_MAX = 200
 
 _log = logger(__name__)
 
@@ -45,6 +53,14 @@ class _Piece:
         return len(self.data) >= min(self.length_bytes, self.size_bytes - self.offset_bytes)
 
 
+@dataclass(slots=True)
+class _Turn:
+    """Whoever wants one file, one after the other."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
 class Transfers:
     """Both sides of the transfer of files; tasks live in the group of the node."""
 
@@ -52,7 +68,7 @@ class Transfers:
         self,
         transport: Transport,
         store: Store,
-        spawn: Callable[[Coroutine[None, None, None]], None],
+        spawn: Callable[[Coroutine[object, object, None], str], None],
         obtain: Callable[[Want], Awaitable[Path]],
     ) -> None:
         """`spawn` runs a task under the node's care; `obtain` finds (or cuts) the wanted file, raising MeshError."""
@@ -62,34 +78,69 @@ class Transfers:
         self._obtain = obtain
         self._pieces: dict[int, _Piece] = {}
         self._number = 0
-        self._serving = 0
+        self._wants = 0
+        self._serving = asyncio.Semaphore(SERVED_MAX)
+        self._fetching: dict[tuple[str, str], _Turn] = {}
 
     async def fetch(self, wanted: Fetch) -> Path:
-        """The file on this disk, checked; PeerError where no holder gives it, NodeError where the disk refuses."""
-        faults: list[str] = []
-        for _ in range(ROUNDS_MAX):
-            for holder in wanted.holders:
-                try:
-                    return await self._fetch_from(holder, wanted)
-                except PeerError as error:
-                    faults.append(str(error))
-            if not wanted.holders:
-                break
-        raise PeerError(
-            f"no holder gave {wanted.kind} {wanted.key[:12]}: {faults[-1] if faults else 'nobody holds it'}"
-        )
+        """The file on this disk, checked; PeerError where no holder gives it, NodeError where the disk refuses.
 
-    async def _fetch_from(self, holder: DeviceId, wanted: Fetch) -> Path:
-        """Fetch the rest of a file from one holder."""
+        Whoever wants a file that is on its way waits for it and shares it.
+        """
+        key = (wanted.kind, wanted.key)
+        turn = self._fetching.setdefault(key, _Turn())
+        turn.users += 1
+        try:
+            async with turn.lock:
+                path = await asyncio.to_thread(self._here, wanted)
+                return path if path is not None else await self._fetch_from_any(wanted)
+        finally:
+            turn.users -= 1
+            if not turn.users:
+                del self._fetching[key]
+
+    def _here(self, wanted: Fetch) -> Path | None:
+        """The file, where it is here already and right; blocks on the disk."""
+        path = self._store.path(wanted.kind, wanted.key)
+        if path is None or not wanted.sha256 or self._store.digest_of(wanted.kind, wanted.key) == wanted.sha256:
+            return path
+        return None
+
+    async def _fetch_from_any(self, wanted: Fetch) -> Path:
+        """Ask every holder in turn, and all of them again after a pause: a holder may be busy, or link anew."""
+        faults: list[str] = []
+        liars: set[DeviceId] = set()
+        for round_number in range(ROUNDS_MAX):
+            holders = [holder for holder in wanted.holders if holder not in liars]
+            if holders and round_number:
+                await asyncio.sleep(PAUSE_S * 2.0 ** (round_number - 1))
+            for holder in holders:
+                try:
+                    return await self._fetch_from(holder, wanted, liars)
+                except PeerError as error:
+                    faults.append(str(error)[:REASON_LENGTH_MAX])
+        told = faults[-1] if faults else "nobody holds it"
+        raise PeerError(f"no holder gave {wanted.kind} {wanted.key[:12]}: {told}")
+
+    async def _fetch_from(self, holder: DeviceId, wanted: Fetch, liars: set[DeviceId]) -> Path:
+        """Fetch the rest of a file from one holder; one that alone gave a wrong file is among the `liars` after."""
         part = await asyncio.to_thread(self._store.open_part, wanted.kind, wanted.key, wanted.size_bytes)
+        alone = part.offset == 0
         try:
             while True:
                 piece = await self._ask(holder, wanted, part.offset)
-                if piece.size_bytes is None or piece.size_bytes > wanted.size_bytes:
-                    raise PeerError(f"{holder[:12]} says that {wanted.key[:12]} has {piece.size_bytes} bytes")
+                size_bytes = piece.size_bytes
+                if size_bytes is None or not part.offset <= size_bytes <= wanted.size_bytes:
+                    raise PeerError(f"{holder[:12]} says that {wanted.key[:12]} has {size_bytes} bytes")
                 await asyncio.to_thread(part.write, piece.data)
-                if part.offset >= piece.size_bytes:
-                    return await asyncio.to_thread(part.finish, wanted.sha256)
+                if part.offset >= size_bytes:
+                    break
+            try:
+                return await asyncio.to_thread(part.finish, wanted.sha256)
+            except PeerError:
+                if alone:
+                    liars.add(holder)
+                raise
         finally:
             await asyncio.to_thread(part.close)
 
@@ -110,15 +161,19 @@ class Transfers:
         return piece
 
     async def _arrival(self, piece: _Piece) -> None:
-        """Wait until the piece is whole; silence of the holder ends the wait, slowness does not."""
+        """Wait until the piece is whole; silence of the holder ends the wait, slowness only after long."""
+        waits = int(PIECE_S / SILENCE_S)
         while not piece.done.is_set():
             before = len(piece.data)
+            waits -= 1
             try:
                 async with asyncio.timeout(SILENCE_S):
                     await piece.done.wait()
             except TimeoutError:
                 if len(piece.data) == before:
                     raise PeerError(f"{piece.holder[:12]} sent nothing for {SILENCE_S:.0f} s") from None
+                if waits <= 0:
+                    raise PeerError(f"{piece.holder[:12]} sends too slowly") from None
 
     def admit(self, source: DeviceId, chunk: Chunk, payload_bytes: int) -> bool:
         """Whether a chunk is one that was asked for, in its place."""
@@ -154,21 +209,23 @@ class Transfers:
 
     def on_want(self, source: DeviceId, want: Want) -> None:
         """Serve a piece of a file, within bounds."""
-        if self._serving >= SERVED_MAX:
+        if self._wants >= WAITING_MAX:
             self._transport.send(source, Missing(want.transfer, "busy with other transfers"))
             return
-        self._serving += 1
-        self._spawn(self._serve(source, want))
+        self._wants += 1
+        self._spawn(self._serve(source, want), "serve")
 
     async def _serve(self, source: DeviceId, want: Want) -> None:
         try:
-            path = await self._obtain(want)
-            await self._send(source, want, path)
-        except (MeshError, OSError) as error:
-            _log.info("transfer_not_served", device=source, file=want.key[:12], reason=str(error))
-            self._transport.send(source, Missing(want.transfer, str(error)))
+            async with self._serving:
+                path = await contained(self._obtain(want), "finding a file for a peer")
+                await self._send(source, want, path)
+        except (MeshError, OSError, ValueError) as error:
+            reason = str(error)[:REASON_LENGTH_MAX] or type(error).__name__
+            _log.info("transfer_not_served", device=source, file=want.key[:12], reason=reason)
+            self._transport.send(source, Missing(want.transfer, reason))
         finally:
-            self._serving -= 1
+            self._wants -= 1
 
     async def _send(self, to: DeviceId, want: Want, path: Path) -> None:
         length = max(0, min(want.length_bytes, PIECE_BYTES))
@@ -181,8 +238,10 @@ class Transfers:
 
 
 def _read(path: Path, offset_bytes: int, length_bytes: int) -> tuple[int, bytes]:
-    """The size of a file and a piece of it."""
+    """The size of a file and a piece of it; PeerError for a place outside of it."""
     with path.open("rb") as file:
         size = file.seek(0, 2)
+        if not 0 <= offset_bytes <= size:
+            raise PeerError(f"the file has {size} bytes, and byte {offset_bytes} of it was wanted")
         file.seek(offset_bytes)
         return size, file.read(length_bytes)

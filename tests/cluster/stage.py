@@ -22,6 +22,7 @@ class Stage:
 
     def __init__(self, *peers: int, me: int = 0, term: int = 0, voted_for: DeviceId | None = None) -> None:
         self.now = 0.0
+        self._tick = 0.0
         self.me = member(me)
         self.cluster = Cluster(self.me, (), term, voted_for, random.Random(7), 0.0)
         self.effects: list[Effect] = list(self.cluster.start(0.0))
@@ -46,16 +47,15 @@ class Stage:
     def wait(self, duration_s: float, heard: tuple[int, ...] = ()) -> None:
         """Let time pass with deadlines met on the dot; the `heard` peers are heard four times a second."""
         end = self.now + duration_s
-        tick = self.now
         while self.now < end:
             deadline = self.cluster.deadline
-            tick = tick if tick > self.now else self.now + 0.25
-            self.now = min(end, tick, end if deadline is None else max(deadline, self.now))
-            for peer in heard if self.now == tick else ():
+            self._tick = self._tick if self._tick > self.now else self.now + 0.25
+            self.now = min(end, self._tick, end if deadline is None else max(deadline, self.now))
+            for peer in heard if self.now == self._tick else ():
                 self.note(self.cluster.on_heard(device_id(peer), self.now))
             self.note(self.cluster.on_deadline(self.now))
 
-    def sleep(self, duration_s: float) -> None:
+    def suspend(self, duration_s: float) -> None:
         """Let time pass unnoticed, as under SIGSTOP, then wake."""
         self.now += duration_s
         self.note(self.cluster.on_deadline(self.now))
@@ -76,7 +76,7 @@ class Stage:
             for effect in self.effects
             if isinstance(effect, SendDatagram | SendStream)
             and isinstance(effect.message, kind)
-            and to in (None, int(self.number(effect.to)))
+            and (to is None or effect.to == device_id(to))
         ]
 
     def rumours(self, kind: type[M], to: int | None = None) -> list[M]:
@@ -84,7 +84,7 @@ class Stage:
         return [
             rumour
             for effect in self.effects
-            if isinstance(effect, SendDatagram) and to in (None, self.number(effect.to))
+            if isinstance(effect, SendDatagram) and (to is None or effect.to == device_id(to))
             for rumour in effect.message.rumours
             if isinstance(rumour, kind)
         ]
@@ -101,10 +101,16 @@ class Stage:
         """What the machine believes of a device."""
         return self.row(peer).state
 
+    def stand(self, *heard: int) -> None:
+        """Wait until the machine asks for pre-votes."""
+        begun = self.now
+        while not self.sent(PreVote):
+            assert self.now - begun < 20.0, "never stood"
+            self.wait(0.1, heard)
+
     def win(self, *voters: int) -> None:
         """Let the machine stand and be elected by these peers."""
-        while not self.sent(PreVote):
-            self.wait(0.1, voters)
+        self.stand(*voters)
         for voter in voters:
             self.hear(voter, PreVoteReply(self.sent(PreVote)[-1].term, True, 0))
         self.persist()

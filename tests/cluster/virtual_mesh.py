@@ -330,7 +330,10 @@ class VirtualMesh:
                 for near, far in ((device, other), (other, device)):
                     seen = member(far.index).address
                     delay_s = self.rng.uniform(0.1, 0.6)
-                    self._deliver(delay_s, near.id, "seen", lambda c, seen=seen: c.on_seen(seen, self.now))
+                    self._deliver(delay_s, near.id, "seen", self._seen(seen))
+
+    def _seen(self, address: Address) -> Callable[[Cluster], list[Effect]]:
+        return lambda c: c.on_seen(address, self.now)
 
     def _both_ways(self, a: DeviceId, b: DeviceId) -> bool:
         return (a, b) not in self.cut and (b, a) not in self.cut

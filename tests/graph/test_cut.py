@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -121,8 +122,6 @@ def test_a_range_outside_the_model_is_refused() -> None:
 
 def test_state_may_not_be_torn_apart() -> None:
     """Two operators that share a variable tensor stay together."""
-    import dataclasses
-
     graph = two_ends()
     state = dataclasses.replace(graph.tensors[0], variable=True, name="state")
     operators = [dataclasses.replace(o, intermediates=(len(graph.tensors),)) for o in graph.operators]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -47,8 +48,9 @@ def test_planning_modules_import_neither_schema_nor_runtime() -> None:
     names = ("layout", "balance", "shard", "merge")
     modules = ("card", "cost", "cut", "describe", "reader", "table", "writer", *(f"splits.{name}" for name in names))
     lines = "; ".join(f"import meshnn.graph.{module}" for module in modules)
+    root = Path(__file__).resolve().parents[2]
     code = f"import sys; {lines}; sys.exit(any('litert' in name or 'flatbuffers' in name for name in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120, cwd=root).returncode == 0
 
 
 def test_options_know_their_union() -> None:

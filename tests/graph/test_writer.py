@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -75,7 +76,5 @@ def test_shared_weights_are_written_once() -> None:
     assert len(constants) == 2
     assert len(sizes) == 2  # the two kernels differ in size: nothing was shared before
     biases = [i for i, t in enumerate(tensors) if t.data is not None and len(t.shape) == 1]
-    import dataclasses
-
     tensors[biases[1]] = dataclasses.replace(tensors[biases[1]], data=tensors[biases[0]].data)
     assert write(dataclasses.replace(twin, tensors=tuple(tensors))).size_bytes < whole

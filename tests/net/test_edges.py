@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import NodeError, PeerError
 from meshnn.net.hello import Hello, Refusal, SkewError, decode_hello, decode_refusal, encode_hello, judge
-from meshnn.net.interfaces import FRESH_S, Vicinity, addresses_of, attached
+from meshnn.net.interfaces import FRESH_S, Vicinity, addresses_of, announceable, attached
 from meshnn.net.sockets import DEFAULT_PORT, listen, tune
 from meshnn.net.tasks import TaskSet
 from meshnn.telemetry import captured
@@ -105,6 +105,12 @@ def test_an_address_of_another_machine_is_named() -> None:
     """Listening on what is not ours is one clear line."""
     with pytest.raises(NodeError, match=r"cannot listen on 203\.0\.113\.200"):
         listen(["203.0.113.200"], 0)
+
+
+def test_loopback_is_not_announced_to_a_network() -> None:
+    """A peer told 127.0.0.1 would dial itself: loopback is announced only where there is nothing else."""
+    assert announceable(("127.0.0.1", "203.0.113.5", "203.0.113.6")) == ("203.0.113.5", "203.0.113.6")
+    assert announceable(("127.0.0.1",)) == ("127.0.0.1",)
 
 
 def test_an_interface_is_a_name_or_an_address() -> None:

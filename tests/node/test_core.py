@@ -86,6 +86,17 @@ def test_a_link_that_comes_back_at_once_changes_no_plan(evidence: str) -> None:
     assert mesh.plans("cat").main.epoch == epoch
 
 
+def test_a_follower_introduces_itself_again_over_a_new_link_to_its_leader() -> None:
+    """What serves and what is loaded is said anew, since it may have been lost with the old link."""
+    mesh = served()
+    leader, follower = mesh.leader(), stage_devices(mesh)[0]
+    before = len(mesh.sent)
+    mesh.unlink(leader, follower)
+    mesh.run(5)
+    said = [kind for source, to, kind in mesh.sent[before:] if source + to == follower + leader]
+    assert {"Activate", "Ready"} <= set(said)
+
+
 @pytest.mark.parametrize("index", range(MESSAGES))
 def test_the_leader_may_die_before_any_message(index: int) -> None:
     """Killed before any one message of the first plan: one leader and an active, loaded plan within 30 s, to stay."""

@@ -190,7 +190,8 @@ def test_a_prepared_plan_outlives_its_leader_only_for_a_while() -> None:
     bench = Bench()
     bench.load(bench.book.on_prepare(B, prepare(plan_set()), 0.0))
     bench.book.on_leader(C, 10.0)
-    assert bench.book.deadline == 10.0 + ORPHAN_S
+    until = bench.book.deadline
+    assert until == 10.0 + ORPHAN_S
     assert bench.book.plan("cat", FIRST) is not None
     assert any(isinstance(effect, PlansChanged) for effect in bench.book.on_deadline(10.0 + ORPHAN_S))
     assert bench.book.plan("cat", FIRST) is None

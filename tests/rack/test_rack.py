@@ -115,6 +115,15 @@ def _collected(own: str) -> bool:
     return own not in _groups()
 
 
+def test_a_cable_has_its_rate_and_can_be_pulled() -> None:
+    """A mebibyte at 10 Mbit/s takes most of a second at the least; a device whose cable is out reaches nobody."""
+    done = _run("lab", "--", sys.executable, "-m", "tests.rack.cables")
+    assert done.returncode == 0, done.stderr
+    took_s, *reached = done.stdout.split()
+    assert 0.6 < float(took_s) < 30.0
+    assert reached == ["True", "False", "True"]
+
+
 def test_two_devices_find_each_other_and_answer(tmp_path: Path) -> None:
     """Two bare `meshnn join` on a switch meet by mDNS; the model added on one is answered from the other, exactly."""
     done = _run("lab", "--", sys.executable, "-m", "tests.rack.pair", str(tmp_path))

@@ -19,6 +19,11 @@ from tools.racklab import outer
 from tools.racklab.lab import INSIDE
 
 ROOT = Path(__file__).resolve().parents[2]
+# The model and photo of the figures in docs/measurements.md; they lie beside the repository, where they lie at all.
+SHARED = ROOT.parent / "shared" / "testdata"
+MODEL = SHARED / "models" / "coral__mobilenet_v2_1.0_224_quant.tflite"
+PHOTO = SHARED / "images" / "coral_parrot.jpg"
+LABEL = "macaw"
 
 SCENARIOS: Mapping[str, Callable[[Setting], Verdict]] = {
     "alone": alone.alone,
@@ -59,9 +64,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options of a command line; SystemExit 2 where they cannot be meant."""
     parser = argparse.ArgumentParser(prog="python -m tools.acceptance", description=__doc__)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"of {', '.join(SCENARIOS)}; all by default")
-    parser.add_argument("--model", type=Path, default=ROOT / "models" / "default.tflite", help="the model to add")
-    parser.add_argument("--photo", type=Path, default=ROOT / "examples" / "cat.png", help="the photo to ask about")
-    parser.add_argument("--label", default="cat", help="a word that the best label must hold")
+    parser.add_argument("--model", type=Path, default=MODEL, help="the model to add")
+    parser.add_argument("--photo", type=Path, default=PHOTO, help="the photo to ask about")
+    parser.add_argument("--label", default=LABEL, help="a word that the best label must hold")
     parser.add_argument("--seed", type=int, default=0, help="of inputs and of the instants of the kills")
     parser.add_argument("--cpu", type=float, default=0.2, help="share of one processor for each device")
     parser.add_argument("--rate", default="100mbit", help="of every cable, as tc says it")
@@ -73,7 +78,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             parser.error(f"no scenario {name}; choose from {', '.join(SCENARIOS)}")
     for path in (options.model, options.photo):
         if not path.is_file():
-            parser.error(f"{path}: no such file")
+            parser.error(f"{path}: no such file; name one with --model and --photo")
     return options
 
 

@@ -31,12 +31,15 @@ def alone(setting: Setting) -> Verdict:
         for block in range(BLOCKS):
             theirs.append(bare.p50_ms(block))
             ours.append(_bench_p50_ms(field.stations[0], setting.name))
-    mesh_ms, bare_ms = statistics.median(ours), statistics.median(theirs)
-    limit_ms = RATIO * bare_ms + EXTRA_MS
+    mesh_ms = statistics.median(ours)
+    bare_ms, cpu_ms = (statistics.median(column) for column in zip(*theirs, strict=True))
+    # On a busy machine a process that never sleeps is put back behind those that do: its clock says too much.
+    limit_ms = RATIO * min(bare_ms, cpu_ms) + EXTRA_MS
     verdict.figures |= {
         "requests": REQUESTS,
         "bench_p50_ms": round(mesh_ms, 2),
         "bare_p50_ms": round(bare_ms, 2),
+        "bare_processor_p50_ms": round(cpu_ms, 2),
         "limit_ms": round(limit_ms, 2),
     }
     verdict.check(mesh_ms <= limit_ms, f"p50 {mesh_ms:.2f} ms is over {limit_ms:.2f} ms")
@@ -49,21 +52,21 @@ class _Bare:
     def __init__(self, setting: Setting) -> None:
         self._interpreter = runtime.find().interpreter(setting.model)
         self._interpreter.allocate_tensors()
-        self._model = setting.model
         self._seed = setting.seed
 
-    def p50_ms(self, block: int) -> float:
-        """The median invoke of one block, each with other seeded values."""
+    def p50_ms(self, block: int) -> tuple[float, float]:
+        """The median invoke of one block by the clock and in processor time, each with other seeded values."""
         rng = np.random.default_rng((self._seed, block))
-        times = []
+        times, processor = [], []
         for _ in range(REQUESTS // BLOCKS):
-            inputs = seeded_inputs(self._model, rng)
+            inputs = seeded_inputs(self._interpreter, rng)
             for row in self._interpreter.get_input_details():
                 self._interpreter.set_tensor(row["index"], inputs[row["name"]])
-            began = time.perf_counter()
+            began, used = time.perf_counter(), time.process_time()
             self._interpreter.invoke()
             times.append((time.perf_counter() - began) * 1000)
-        return statistics.median(times)
+            processor.append((time.process_time() - used) * 1000)
+        return statistics.median(times), statistics.median(processor)
 
 
 def _bench_p50_ms(station: Station, model: str) -> float:

@@ -22,6 +22,7 @@ from tools.racklab import lab
 DEVICES = 5
 MEET_S = 60.0
 LOOK_S = 0.2
+LOOK_MOST_S = 5.0
 ADD_S = 120.0
 LOG_TAIL = 300
 
@@ -49,15 +50,18 @@ class Station(processes.Device):
     def speak(self, method: str, path: str, body: bytes | None = None, **query: object) -> Reply | None:
         """Speak to the node's own API from this process; None where there is no node, it is going, or it refuses."""
         assert self.rack is not None
-        if self.dead() or (node := find(self.folder)) is None:
+        if self.dead():
             return None
-        try:
-            with self.rack.inside():
-                return node.request(method, path, body, query, timeout_s=float(str(query.get("deadline", 5.0))))
-        except MeshError:
-            return None
-        finally:
-            node.close()
+        with self.rack.inside():
+            node = find(self.folder)
+            if node is None:
+                return None
+            try:
+                return node.request(method, path, body, query, timeout_s=float(str(query.get("deadline", LOOK_MOST_S))))
+            except MeshError:
+                return None
+            finally:
+                node.close()
 
     def look(self) -> Status:
         """What the device sees of the mesh; empty where its node does not answer."""

@@ -200,7 +200,6 @@ def _kill_leaders(course: Course) -> None:
         began = time.monotonic()
         course.kill(leader)
         course.await_election(term, began)
-        course.await_back(leader)
 
 
 def _kill_holder(course: Course) -> None:

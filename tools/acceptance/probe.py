@@ -30,15 +30,15 @@ class Probe:
 
 def probe(model: Path, seed: int) -> Probe:
     """The same question for the same model and seed."""
-    inputs = seeded_inputs(model, np.random.default_rng(seed))
+    inputs = seeded_inputs(runtime.find().interpreter(model), np.random.default_rng(seed))
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **{f"input:{name}": array for name, array in inputs.items()})
     return Probe(buffer.getvalue(), outputs_of(model, inputs))
 
 
-def seeded_inputs(model: Path, rng: np.random.Generator) -> dict[str, Array]:
-    """Raw input tensors of a model by name: every value of an integer type, or a standard normal."""
-    rows = runtime.find().interpreter(model).get_input_details()
+def seeded_inputs(interpreter: runtime.TensorInterpreter, rng: np.random.Generator) -> dict[str, Array]:
+    """Raw input tensors of a loaded model by name: every value of an integer type, or a standard normal."""
+    rows = interpreter.get_input_details()
     return {row["name"]: _values(rng, row["shape"], np.dtype(row["dtype"])) for row in rows}
 
 

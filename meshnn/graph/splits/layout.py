@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +61,22 @@ def refusal(card: Card, first: int, last: int, split: Split, shares: tuple[int, 
 
 def share_lengths(card: Card, first: int, last: int, split: Split) -> tuple[int, ...]:
     """The lengths of the axes that shares divide: channels, inputs, or (rows, columns); ModelError where refused."""
+    found = card.recall(("lengths", first, last, split), lambda: _lengths_or_refusal(card, first, last, split))
+    if isinstance(found, str):
+        raise ModelError(found)
+    return found
+
+
+def _lengths_or_refusal(card: Card, first: int, last: int, split: Split) -> tuple[int, ...] | str:
+    """The answer of `share_lengths`, or the refusal's text."""
+    try:
+        return _find_lengths(card, first, last, split)
+    except ModelError as error:
+        return str(error)
+
+
+def _find_lengths(card: Card, first: int, last: int, split: Split) -> tuple[int, ...]:
+    """The answer of `share_lengths`; ModelError where refused."""
     if split not in SPLITS:
         raise _refused(first, last, f"there is no split {split}")
     reason = card.refusal(first, last)
@@ -81,7 +98,7 @@ def share_lengths(card: Card, first: int, last: int, split: Split) -> tuple[int,
     return (_channels(card, steps, tensors),)
 
 
-def _operator_problem(operator: CardOperator, split: Split, tensors: dict[int, CardTensor], *, at_end: bool) -> str:
+def _operator_problem(operator: CardOperator, split: Split, tensors: Mapping[int, CardTensor], *, at_end: bool) -> str:
     """Why one operator of a run cannot be split so; empty where it can. An input split sums only at its end."""
     if split == "spatial":
         reason, rank = operator.no_spatial, 4
@@ -101,14 +118,14 @@ def _running(card: Card, first: int, last: int) -> list[tuple[int, CardOperator]
     return [(i, card.operators[i]) for i in range(first, last + 1) if not card.operators[i].constant]
 
 
-def _channels(card: Card, steps: list[tuple[int, CardOperator]], tensors: dict[int, CardTensor]) -> int:
+def _channels(card: Card, steps: list[tuple[int, CardOperator]], tensors: Mapping[int, CardTensor]) -> int:
     """The channels an output split divides: those of the dense operator at its head, else those it reads."""
     head = steps[0][1]
     return tensors[head.outputs[0] if head.geometry.form in DENSE else head.inputs[0]].shape[-1]
 
 
 def _only_sum(
-    card: Card, first: int, last: int, steps: list[tuple[int, CardOperator]], tensors: dict[int, CardTensor]
+    card: Card, first: int, last: int, steps: list[tuple[int, CardOperator]], tensors: Mapping[int, CardTensor]
 ) -> int:
     """The inputs an input split divides: the run must end in the one dense operator whose result is summed."""
     dense = [index for index, operator in steps if operator.geometry.form in DENSE]
@@ -181,7 +198,7 @@ def _walk(
 
 
 def _read_problem(
-    operator: CardOperator, out: Box, read: list[Box], tensors: dict[int, CardTensor], first: int, split: Split
+    operator: CardOperator, out: Box, read: list[Box], tensors: Mapping[int, CardTensor], first: int, split: Split
 ) -> str | None:
     """Why an operator cannot read these boxes: they lie in padding, or other parts make some of them."""
     if any(volume(box) <= 0 or min(sizes(box)) < 0 for box in read):
