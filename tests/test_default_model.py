@@ -127,9 +127,10 @@ def test_reaches_its_accuracy_on_the_validation_photos(model: bytes, labels: lis
     assert verdict.top_5 >= _FLOOR_TOP_5
 
 
-def test_answers_the_example_photo(model: bytes, labels: list[str]) -> None:
+@pytest.mark.parametrize("photo", ["cat.png", "sleeping_cat.jpg"])
+def test_answers_the_example_photos(photo: str, model: bytes, labels: list[str]) -> None:
     """The first thing that a newcomer asks is answered right."""
-    assert _answer(model, labels, _ROOT / "examples" / "cat.png") == "cat"
+    assert _answer(model, labels, _ROOT / "examples" / photo) == "cat"
 
 
 @pytest.mark.parametrize(

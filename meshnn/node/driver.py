@@ -79,8 +79,15 @@ class Past:
 class Node:
     """One device of the mesh; `run` lives until it is cancelled or told to leave."""
 
-    def __init__(self, config: Config, make_transport: TransportMaker, *, http_port: int = 0, host: str = "") -> None:
-        """`make_transport` gives the network: real, or in memory for tests, where `host` is the address to tell others.
+    def __init__(
+        self,
+        config: Config,
+        make_transport: TransportMaker,
+        *,
+        http_port: int = 0,
+        host: Callable[[], str] | None = None,
+    ) -> None:
+        """`make_transport` gives the network: real, or in memory for tests; `host` tells where others reach this node.
 
         Raises NodeError where the state folder is in use or cannot be used.
         """
@@ -93,7 +100,7 @@ class Node:
             self.store.unlock()
             raise
         self.me: DeviceId = self._identity.device_id
-        self._host = host
+        self._host = host or partial(reachable_address, config.interface)
         self.boot = BootId(secrets.token_hex(8))
         self._events: deque[Callable[[float], list[Effect]]] = deque()
         self._wake = asyncio.Event()
@@ -312,7 +319,7 @@ class Node:
     def _member(self, past: Past, capability: Capability) -> Member:
         """This life of this device; its incarnation beats every record of an earlier one."""
         incarnation = max(past.incarnation + 1, int(time.time() * 1000))  # noqa: TID251 - a number that grows, not a clock
-        address = Address(self._host or reachable_address(self._config.interface), self.transport.port)
+        address = Address(self._host(), self.transport.port)
         return Member(
             self.me, self.boot, self._config.name, address, self._http_port, incarnation, capability=capability
         )

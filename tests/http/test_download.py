@@ -220,6 +220,15 @@ def test_wrong_bytes_after_a_break_are_refused_too(shelf: Shelf, fetched: Fetch)
     assert len(shelf.asked) == 3
 
 
+def test_wrong_bytes_that_always_break_off_are_refused_at_the_second_end(shelf: Shelf, fetched: Fetch) -> None:
+    """A resumed download is begun anew once: not again and again."""
+    wrong = web.gives(DATA[:-1] + bytes([DATA[-1] ^ 1]))
+    shelf.manners = [web.breaks_off(100_000), wrong, web.breaks_off(100_000), wrong]
+    with pytest.raises(ModelError, match="refused and deleted"):
+        fetched(shelf)
+    assert shelf.ranges == ["", "bytes=100000-", "", "bytes=100000-"]
+
+
 def test_a_length_that_promises_too_much_is_a_break(shelf: Shelf, fetched: Fetch) -> None:
     """Bytes that never come are asked for a few times, and then it is said."""
     shelf.always = web.says_length(len(DATA) + 1000)

@@ -152,31 +152,31 @@ def test_rate_rises_to_its_peak_and_falls_to_nothing() -> None:
     assert rates[-1] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_epochs_follow_the_time_that_is_left() -> None:
-    """Without a limit the plan holds; with one, the measured speed bounds it; there is always one more."""
-    assert schedule.epochs_left(3, 10, None, 60.0) == 7
-    assert schedule.epochs_left(3, 10, 300.0, None) == 7
-    assert schedule.epochs_left(3, 10, 300.0, 60.0) == 5
-    assert schedule.epochs_left(3, 10, 3000.0, 60.0) == 7
-    assert schedule.epochs_left(3, 10, -5.0, 60.0) == 1
-    assert schedule.expected_epoch_s([]) is None
-    assert schedule.expected_epoch_s([900.0, 10.0, 20.0, 30.0, 40.0, 50.0]) == 30.0
+def test_progress_without_a_limit_counts_steps() -> None:
+    """Every step adds the same, and the last one ends at 1."""
+    progress = [0.0]
+    for done in range(40):
+        progress.append(progress[-1] + schedule.advance(progress[-1], 40 - done, 7.0, None))
+    assert np.diff(progress) == pytest.approx([1 / 40] * 40)
 
 
-@given(speeds=st.lists(st.floats(20, 400), min_size=1, max_size=40), limit=st.floats(100, 8000))
-def test_progress_reaches_its_end_whatever_the_speed(speeds: list[float], limit: float) -> None:
-    """With epochs of any changing length, progress never passes 1 and is at 1 when the last planned one is done."""
-    progress, clock, done, epoch_s = 0.0, 0.0, 0, None
-    while True:
-        remaining = schedule.epochs_left(done, 60, limit - clock, epoch_s)
-        progress += schedule.advance(progress, remaining, 10) * 10
-        epoch_s = speeds[done % len(speeds)]
-        clock, done = clock + epoch_s, done + 1
+@given(
+    durations=st.lists(st.floats(0.01, 30), min_size=1, max_size=50),
+    limit=st.floats(1, 500),
+    planned=st.integers(1, 400),
+)
+def test_progress_keeps_to_the_clock_whatever_the_speed(durations: list[float], limit: float, planned: int) -> None:
+    """With steps of any changing length, progress never passes 1, is never behind the clock, and ends by the limit."""
+    progress, clock, done = 0.0, 0.0, 0
+    while progress < 1 - 1e-9:
+        step_s = durations[done % len(durations)]
+        clock += step_s
+        progress += schedule.advance(progress, planned - done, step_s, limit - clock)
+        done += 1
         assert progress <= 1 + 1e-9
-        if remaining == 1:
-            break
-    assert progress == pytest.approx(1.0)
-    assert done <= 60
+        assert progress >= min(clock / limit, 1.0) - 1e-6
+    assert done <= planned
+    assert clock - step_s < limit
 
 
 def test_linear_head_learns_what_can_be_separated() -> None:
@@ -415,7 +415,7 @@ def _trainings(folder: Path) -> tuple[Any, Any, Any]:
     through = training.fresh(recipe, shape)
     training.train(through, recipe, material, material, folder, None, lambda *_: None)
     first = training.fresh(recipe, shape)
-    training.run_epoch(first, recipe, material, 3, lambda step: None)
+    training.run_epoch(first, recipe, material, None, lambda step: None)
     first.history.append({"epoch": 1.0, "seconds": 1.0})
     training.save(first, folder / "checkpoint.pt")
     second = training.load(folder / "checkpoint.pt", recipe)
@@ -434,11 +434,26 @@ def test_small_training_learns(tmp_path: Path) -> None:
     state = training.fresh(recipe, network.Architecture(stem=8, stages=((8, 1, 1), (16, 1, 2)), classes=5))
     lines: list[dict[str, float]] = []
     training.train(
-        state, recipe, material, material, tmp_path, None, lambda epoch, epochs, step, line: lines.append(line or {})
+        state, recipe, material, material, tmp_path, None, lambda epoch, progress, step, line: lines.append(line or {})
     )
     assert state.history[-1]["top_1"] > 0.5
     assert state.history[-1]["loss"] < state.history[0]["loss"]
     assert [line["epoch"] for line in lines if line] == list(range(1, 13))
+
+
+def test_training_ends_when_the_time_is_over(tmp_path: Path) -> None:
+    """A training whose time is over takes one step, not an epoch, and is then complete and saved."""
+    _torch()
+    from tools.train_default import network, training
+
+    recipe = training.Recipe(epochs=50, batch=10)
+    photos = _photos(40, side=16)
+    material = training.material_of(photos, np.eye(5, dtype=np.float32)[photos.classes])
+    state = training.fresh(recipe, network.Architecture(stem=4, stages=((4, 1, 1),), classes=5))
+    steps: list[int] = []
+    training.train(state, recipe, material, material, tmp_path, 0.0, lambda *told: steps.append(told[2]))
+    assert steps == [0, -1]
+    assert training.load(tmp_path / "checkpoint.pt", recipe).progress == 1.0
 
 
 def test_changed_photos_keep_their_shape_and_range() -> None:

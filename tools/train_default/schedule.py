@@ -14,24 +14,14 @@ def learning_rate(progress: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
-def epochs_left(done: int, planned: int, seconds_left: float | None, epoch_s: float | None) -> int:
-    """How many more epochs to plan for, at least 1.
+def advance(progress: float, steps: int, step_s: float, seconds_left: float | None) -> float:
+    """How much one step adds to `progress`, so that it reaches 1 after `steps` more, or when the time is over.
 
-    Without a time limit it is what remains of `planned`. With one it is as many as the measured `epoch_s` allows, and
-    `planned` only bounds it; before any epoch was measured, `planned` is taken at its word.
+    With a time limit, a step that took `step_s` counts for its part of the time that was left before it: the schedule
+    keeps to the clock however the machine's speed changes, and `steps` is then only the most there will be.
     """
-    remaining = max(planned - done, 1)
-    if seconds_left is None or epoch_s is None:
-        return remaining
-    return max(1, min(remaining, int(seconds_left / epoch_s)))
-
-
-def advance(progress: float, epochs: int, steps: int) -> float:
-    """How much one step adds to `progress` so that it reaches 1 after `epochs` epochs of `steps` steps."""
-    return (1.0 - progress) / (epochs * steps)
-
-
-def expected_epoch_s(seconds: list[float]) -> float | None:
-    """How long the next epoch may take: the mean of the last five, since other work comes and goes; None before any."""
-    recent = seconds[-5:]
-    return sum(recent) / len(recent) if recent else None
+    by_count = (1.0 - progress) / max(steps, 1)
+    if seconds_left is None:
+        return by_count
+    part = 1.0 if seconds_left <= 0 else step_s / (seconds_left + step_s)
+    return max(by_count, (1.0 - progress) * part)

@@ -111,9 +111,9 @@ class Sitting:
         task = self.progress.add_task("training", total=None)
         steps = len(self.photos) // self.recipe.batch
 
-        def report(epoch: int, epochs: int, step: int, line: dict[str, float] | None) -> None:
+        def report(epoch: int, progress: float, step: int, line: dict[str, float] | None) -> None:
             done = steps if line is not None else step + 1
-            self.progress.update(task, description=f"epoch {epoch} of {epochs}", completed=done, total=steps)
+            self.progress.update(task, description=f"epoch {epoch}, {progress:.1%} of all", completed=done, total=steps)
             if line is not None:
                 figures = ", ".join(f"{key} {value:.4g}" for key, value in line.items())
                 self.progress.console.print(figures)

@@ -17,10 +17,13 @@ from tools.train_default.augment import augmented, mixed
 from tools.train_default.layers import Floats
 from tools.train_default.network import Architecture, Network, normalised
 from tools.train_default.photos import PhotoSet
-from tools.train_default.schedule import advance, epochs_left, expected_epoch_s, learning_rate
+from tools.train_default.schedule import advance, learning_rate
 
-Report = Callable[[int, int, int, dict[str, float] | None], None]
-"""Called after every step as (epoch, epochs planned, step, None), after an epoch with its figures."""
+Report = Callable[[int, float, int, dict[str, float] | None], None]
+"""Called after every step as (epoch, progress 0 to 1, step, None), after an epoch with its figures."""
+
+DONE = 1.0 - 1e-9
+"""Progress at which a training is over; not 1 sharp, since progress is a sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,51 +122,59 @@ def train(
     finish_s: float | None,
     report: Report,
 ) -> None:
-    """Train until the recipe's epochs are done, or by `finish_s` on the monotonic clock; checkpoints go to `folder`.
+    """Train until the recipe's epochs are done, or until `finish_s` on the monotonic clock; checkpoints go to `folder`.
 
-    `report(epoch, epochs, step, line)` is called after every step, with the epoch's figures after its last one.
+    With a time limit the last epoch may be a part of one. The check after each epoch comes on top of the time.
     """
-    while state.progress < 1.0 - 1e-9:
-        left = None if finish_s is None else finish_s - time.monotonic()
-        epoch_s = expected_epoch_s([line["seconds"] for line in state.history])
-        remaining = epochs_left(len(state.history), recipe.epochs, left, epoch_s)
-        epoch, planned = len(state.history) + 1, len(state.history) + remaining
-        started = time.monotonic()
-        loss = run_epoch(state, recipe, material, remaining, lambda step: report(epoch, planned, step, None))  # noqa: B023
-        if remaining == 1:
-            state.progress = 1.0
+    while state.progress < DONE:
+        epoch, started = len(state.history) + 1, time.monotonic()
+
+        def stepped(step: int, epoch: int = epoch) -> None:
+            report(epoch, state.progress, step, None)
+
+        loss = run_epoch(state, recipe, material, finish_s, stepped)
         top_1, top_5 = accuracy(state.averaged, check)
         line = {"epoch": epoch, "loss": loss, "top_1": top_1, "top_5": top_5, "progress": state.progress}
         line["seconds"] = time.monotonic() - started
         state.history.append(line)
         save(state, folder / "checkpoint.pt")
         (folder / "history.json").write_text(json.dumps(state.history))
-        report(epoch, planned, -1, line)
+        report(epoch, state.progress, -1, line)
 
 
 def run_epoch(
-    state: State, recipe: Recipe, material: Material, remaining: int, stepped: Callable[[int], None]
+    state: State, recipe: Recipe, material: Material, finish_s: float | None, stepped: Callable[[int], None]
 ) -> float:
-    """One pass over the material in a fresh order; the mean loss."""
+    """One pass over the material in a fresh order, or as much of it as there is time for; the mean loss."""
     state.network.train()
     order = torch.randperm(len(material.classes), generator=state.generator)
     batches = order.split(recipe.batch)
     if len(batches[-1]) < recipe.batch and len(batches) > 1:
         batches = batches[:-1]
-    gain, total = advance(state.progress, remaining, len(batches)), 0.0
-    for number, batch in enumerate(batches):
-        for group in state.optimiser.param_groups:
-            group["lr"] = learning_rate(state.progress, recipe.peak_rate)
-        loss = batch_loss(state, recipe, material, batch)
-        state.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
-        nn.utils.clip_grad_norm_(state.network.parameters(), 5.0)
-        state.optimiser.step()
-        _follow(state.averaged, state.network, recipe.average)
-        state.progress += gain
-        total += float(loss.detach())
+    planned = max(recipe.epochs - len(state.history), 1) * len(batches)
+    total, number = 0.0, 0
+    while number < len(batches) and state.progress < DONE:
+        began = time.monotonic()
+        total += learn(state, recipe, material, batches[number])
+        now = time.monotonic()
+        left = None if finish_s is None else finish_s - now
+        state.progress += advance(state.progress, planned - number, now - began, left)
         stepped(number)
-    return total / len(batches)
+        number += 1
+    return total / max(number, 1)
+
+
+def learn(state: State, recipe: Recipe, material: Material, batch: Tensor) -> float:
+    """One step of the optimiser on one batch, the averaged weights following; the loss before it."""
+    for group in state.optimiser.param_groups:
+        group["lr"] = learning_rate(state.progress, recipe.peak_rate)
+    loss = batch_loss(state, recipe, material, batch)
+    state.optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call,unused-ignore]
+    nn.utils.clip_grad_norm_(state.network.parameters(), 5.0)
+    state.optimiser.step()
+    _follow(state.averaged, state.network, recipe.average)
+    return float(loss.detach())
 
 
 def batch_loss(state: State, recipe: Recipe, material: Material, batch: Tensor) -> Tensor:
