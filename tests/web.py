@@ -68,7 +68,7 @@ def without_length_until(at: int) -> Manner:
 
 
 def endless(request: BaseHTTPRequestHandler, shelf: Shelf) -> None:
-    """Zeros until the other side has enough; 64 MB are more than any test should take, and spare the disk if one does."""
+    """Zeros until the other side has enough; 64 MB at most, to spare the disk of one that never has."""
     _send(request, shelf, 200, {}, b"")
     for _ in range(1000):
         request.wfile.write(bytes(65536))
@@ -87,7 +87,7 @@ def stalls(at: int) -> Manner:
     def manner(request: BaseHTTPRequestHandler, shelf: Shelf) -> None:
         _answer(request, shelf, shelf.data, until=at)
         request.wfile.flush()
-        shelf.over.wait(60)
+        shelf.over.wait()
 
     return manner
 

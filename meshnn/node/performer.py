@@ -105,8 +105,9 @@ class Performer:
         match effect:
             case Send(to, message):
                 self._send(to, message)
-            case SendStream(to, message):
-                self._send(to, message)
+            case SendStream(to, message, address):
+                if not self._send(to, message):
+                    self._transport.dial(address.host, address.port)
             case SendDatagram(to, address, message):
                 self._send_datagram(to, address, message)
             case Dial(address):
@@ -147,13 +148,16 @@ class Performer:
             case _:
                 raise AssertionError(f"nobody performs {effect!r}")
 
-    def _send(self, to: DeviceId, message: msgspec.Struct) -> None:
-        """A control message; without a link it is lost, and the machines' deadlines see to it."""
+    def _send(self, to: DeviceId, message: msgspec.Struct) -> bool:
+        """A control message; without a link it is lost (False), and the machines' deadlines see to it."""
         try:
-            if not self._transport.send(to, message):
-                _log.debug("message_not_sent", to=to, message=type(message).__name__)
+            sent = self._transport.send(to, message)
         except (MeshError, ValueError) as error:
             _log.warning("message_cannot_travel", to=to, message=type(message).__name__, reason=str(error))
+            return True
+        if not sent:
+            _log.debug("message_not_sent", to=to, message=type(message).__name__)
+        return sent
 
     def _send_datagram(self, to: DeviceId | None, address: Address, message: msgspec.Struct) -> None:
         try:

@@ -10,6 +10,7 @@ from meshnn.cluster.member import DeviceId
 from meshnn.plan.devices import DeviceInfo
 from meshnn.plan.plan import Group, Lane, Plan, Shard, Stage
 from meshnn.plan.solver import Problem, Solution, choose, fits, prediction_of, solutions
+from meshnn.plan.splitting import forced
 
 # A contingency that keeps the survivors' shards is taken unless a new plan is this much faster.
 KEEP_LOSS = 0.25
@@ -49,7 +50,9 @@ def _without(problem: Problem, main: Plan, dead: DeviceId, beside: Sequence[Plan
         return kept.plan
     fresh = choose(problem, solutions(problem, main.epoch.without(dead), beside)) if problem.devices else None
     if kept is None or fresh is None:
-        chosen = kept or fresh
+        # By itself, since what is divided for lack of memory has no room for others beside it.
+        divided = forced(problem, main.epoch.without(dead)) if problem.devices and not beside else None
+        chosen = kept or fresh or divided
         return chosen.plan if chosen is not None else None
     slow = kept.prediction.latency_ms > (1 + KEEP_LOSS) * fresh.prediction.latency_ms
     return fresh.plan if slow else kept.plan

@@ -55,4 +55,6 @@ def _title(problem: Problem, plan: Plan) -> str:
         return f"one device: {names.get(plan.devices()[0], plan.devices()[0])}"
     depths = [len(lane.stages) for lane in plan.lanes]
     lanes = f"{len(depths)} lanes" if len(depths) > 1 else f"pipeline of {depths[0]} stages"
-    return f"{lanes} over {len(plan.devices())} devices"
+    splits = sorted({recipe.split for recipe, _ in plan.placements()} - {"none"})
+    divided = f", {' and '.join(splits)} split" if splits else ""
+    return f"{lanes} over {len(plan.devices())} devices{divided}"

@@ -12,7 +12,8 @@ from meshnn.plan.devices import DeviceInfo, Links
 from meshnn.plan.outline import Model, outline
 from meshnn.plan.plan import Epoch, Plan, PlanSet
 from meshnn.plan.search import Objective
-from meshnn.plan.solver import Problem, fits, prediction_of, solve, worth_switching
+from meshnn.plan.solver import Problem, fits, prediction_of, worth_switching
+from meshnn.plan.splitting import best_plan
 
 
 def solve_set(
@@ -47,7 +48,7 @@ def solve_set(
         exact,
         objective,
     )
-    main = solve(problem, epoch).plan
+    main = best_plan(problem, epoch)
     if prefer is not None and not _leave(problem, prefer, main):
         main = msgspec.structs.replace(main, lanes=prefer.lanes, window=prefer.window, share=prefer.share)
     return PlanSet(main, contingencies(problem, main))

@@ -198,6 +198,43 @@ def test_a_beginning_that_is_spoilt_costs_one_more_download(shelf: Shelf, fetche
     assert shelf.ranges == ["bytes=100000-", ""]
 
 
+def test_a_beginning_longer_than_the_file_is_none(shelf: Shelf, fetched: Fetch) -> None:
+    """What lies there and is too long is not asked to go on."""
+    shelf.always = web.breaks_off(100_000)
+    with pytest.raises(DownloadError):
+        fetched(shelf)
+    next(fetched.folder.glob("*.part")).write_bytes(bytes(len(DATA) + 1))
+    shelf.always = None
+    shelf.asked.clear()
+    assert fetched(shelf).read_bytes() == DATA
+    assert shelf.ranges == [""]
+
+
+def test_a_weak_tag_is_not_held_against_a_part(shelf: Shelf, fetched: Fetch) -> None:
+    """HTTP lets only a strong one stand in If-Range: with a weak one the digest alone decides."""
+    shelf.etag = 'W/"weak"'
+    shelf.manners = [web.breaks_off(100_000)]
+    assert fetched(shelf).read_bytes() == DATA
+    assert shelf.ranges == ["", "bytes=100000-"]
+    assert all("If-Range" not in headers for headers in shelf.asked)
+
+
+def test_a_part_without_a_tag_keeps_the_first_ones(shelf: Shelf, fetched: Fetch) -> None:
+    """A server that names the version only once is still asked for that version."""
+
+    def silent(request: BaseHTTPRequestHandler, on: Shelf) -> None:
+        on.etag = ""
+        del request.headers["If-Range"]
+        request.headers["If-Range"] = ""
+        web.breaks_off(200_000)(request, on)
+        on.etag = '"first"'
+
+    shelf.manners = [web.breaks_off(100_000), silent]
+    assert fetched(shelf, sha256="").read_bytes() == DATA
+    assert shelf.ranges == ["", "bytes=100000-", "bytes=200000-"]
+    assert shelf.asked[-1]["If-Range"] == '"first"'
+
+
 def test_wrong_bytes_are_refused_and_deleted(shelf: Shelf, fetched: Fetch) -> None:
     """Right size, wrong digest: nothing of it stays, and it is not tried again."""
     shelf.always = web.gives(DATA[:-1] + bytes([DATA[-1] ^ 1]))
@@ -398,15 +435,24 @@ def test_nobody_at_the_address_is_said_after_a_few_tries(fetched: Fetch) -> None
 def test_no_room_is_said_before_anything_is_fetched(
     shelf: Shelf, fetched: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk is looked at first; a stream of no known length leaves nothing behind on a full one."""
+    """The disk is looked at first."""
     monkeypatch.setattr(download, "MARGIN_BYTES", 1 << 60)
     with pytest.raises(NodeError, match="no room") as raised:
         fetched(shelf)
     _one_line(raised.value)
     assert fetched.told == []
+
+
+def test_a_disk_that_fills_up_is_not_left_full(shelf: Shelf, fetched: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream of no known length, the disk full in the middle of it: said, and nothing of it stays."""
+
+    def fills(have: int, _: int | None) -> None:
+        if have > 100_000:
+            monkeypatch.setattr(download, "MARGIN_BYTES", 1 << 60)
+
     shelf.always = web.endless
     with pytest.raises(NodeError, match="no room"):
-        fetched(shelf, sha256="")
+        fetch(Source(f"{shelf.address}/endless.tflite"), fetched.folder, fills, pause=fetched.pauses.append)
     assert next(fetched.folder.glob("*.part")).read_bytes() == b""
 
 

@@ -99,7 +99,7 @@ async def test_the_leader_dies_and_another_plans(tmp_path: Path, stock: Path) ->
             askers.stop()
         for answer in askers.answers:
             check(answer)
-        await until(lambda: all(len({d.leader for d in home.devices.values()}) == 1 for _ in [0]))
+        await until(lambda: len({device.leader for device in home.devices.values()}) == 1)
         await until(lambda: _planned_without(asked, old))
 
 

@@ -34,6 +34,7 @@ SCENARIOS: Mapping[str, Callable[[Setting], Verdict]] = {
     "kill-worker-from-leader": killing.kill_worker_from_leader,
     "kill-leader": killing.kill_leader,
     "kill-holder": killing.kill_holder,
+    "unplug-worker": killing.unplug_worker,
 }
 
 

@@ -1,4 +1,4 @@
-"""Scenarios in which a device is killed five times while another one keeps asking: nothing lost, nothing wrong."""
+"""Scenarios in which a device is killed or cut off while another one keeps asking: nothing lost, nothing wrong."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from tools.acceptance.verdict import Setting, Verdict
 
 KILLS = 5
 GAP_S = (5.0, 10.0)
+PULLS = 3
+# A device without its cable: long enough to be given up, and then to be taken back.
+AWAY_S = (12.0, 18.0)
+UNPLUGGED_REQUESTS = 500
 REQUESTS = 2000
 ELECTION_LIMIT_S = 15.0
 # How long a restarted device may take to be worth killing again; counted apart from the gap.
@@ -123,6 +127,11 @@ def kill_worker(setting: Setting) -> Verdict:
     return _run(setting, "kill-worker", _bystander, _kill_workers)
 
 
+def unplug_worker(setting: Setting) -> Verdict:
+    """The victim's cable is pulled instead: nothing tells its peers but its silence. Then it is put back."""
+    return _run(setting, "unplug-worker", _bystander, _unplug_workers, UNPLUGGED_REQUESTS)
+
+
 def kill_worker_from_leader(setting: Setting) -> Verdict:
     """The same with the leader as the origin."""
     return _run(setting, "kill-worker-from-leader", _leader, _kill_workers)
@@ -143,6 +152,7 @@ def _run(
     scenario: str,
     choose: Callable[[Field, Station], Station],
     kills: Callable[[Course], None],
+    requests: int = REQUESTS,
 ) -> Verdict:
     verdict = Verdict(scenario)
     with Field(setting, scenario, "--memory", MEMORY) as mesh:
@@ -162,8 +172,8 @@ def _run(
             course.rest(course.rng.uniform(*GAP_S))
         except (RuntimeError, TimeoutError) as error:
             verdict.check(False, str(error))
-        load.finish(REQUESTS if verdict.passed else 0)
-    _tell(course)
+        load.finish(requests if verdict.passed else 0)
+    _tell(course, requests)
     return verdict
 
 
@@ -172,6 +182,17 @@ def _kill_workers(course: Course) -> None:
         if number:
             course.rest(course.rng.uniform(*GAP_S))
         course.kill(_worker(course))
+
+
+def _unplug_workers(course: Course) -> None:
+    for _ in range(PULLS):
+        victim = _worker(course)
+        assert victim.rack is not None
+        course.victims.append(victim.name)
+        victim.rack.unplug()
+        course.rest(course.rng.uniform(*AWAY_S))
+        victim.rack.plug()
+        course.rest(course.rng.uniform(*AWAY_S))
 
 
 def _worker(course: Course) -> Station:
@@ -249,7 +270,7 @@ def _restart(mesh: Field, station: Station) -> None:
     until(lambda: station.joined and mesh.met() and bool(mesh.plan()), AGREE_S, f"{station.name} is back", mesh)
 
 
-def _tell(course: Course) -> None:
+def _tell(course: Course, requests: int) -> None:
     """Sum up the run."""
     verdict, load = course.verdict, course.load
     verdict.figures |= {
@@ -271,6 +292,6 @@ def _tell(course: Course) -> None:
         verdict.check(worst <= ELECTION_LIMIT_S, f"a new leader took {worst} s")
     verdict.check(load.failed == 0, f"{load.failed} failed: {load.errors}")
     verdict.check(load.wrong == 0, f"{load.wrong} wrong")
-    verdict.check(load.ok >= REQUESTS, f"{load.ok} requests, not {REQUESTS}")
+    verdict.check(load.ok >= requests, f"{load.ok} requests, not {requests}")
     for broken in load.broken:
         verdict.check(False, broken)

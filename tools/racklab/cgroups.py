@@ -89,6 +89,14 @@ def _is_v2() -> bool:
     return controllers.exists() and "cpu" in controllers.read_text().split()
 
 
+def own_procs() -> Path:
+    """The procs file of the cpu group that this process is in."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    v2 = _is_v2()
+    path = next(path for _, controllers, path in lines if "cpu" in controllers.split(",") or (v2 and not controllers))
+    return _base(v2) / path.lstrip("/") / "cgroup.procs"
+
+
 def collect_garbage() -> None:
     """Remove the groups of racks whose process is gone."""
     for base in {_base(False), _base(True)}:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from tools.racklab import cgroups
 from tools.racklab.cgroups import CpuGroups
 
 INSIDE = "MESHLAB_INSIDE"
@@ -72,6 +73,19 @@ class Device:
                 yield
             finally:
                 _call("setns", home.fileno(), CLONE_NEWNET)
+
+    @contextmanager
+    def sharing(self) -> Iterator[None]:
+        """This process in the device's share of a processor: what it computes now is measured as the device is."""
+        if self._procs is None:
+            yield
+            return
+        home = cgroups.own_procs()
+        self._procs.write_text("0")
+        try:
+            yield
+        finally:
+            home.write_text("0")
 
     def unplug(self) -> None:
         """Take the cable out at the switch."""

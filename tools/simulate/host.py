@@ -14,7 +14,10 @@ from meshnn.cluster.member import Address, BootId, Capability, DeviceId, Load, M
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.core import Core
 from meshnn.node.effects import DropFile, Effect, PlansChanged, SaveNames, Send
+from meshnn.node.request import Answer, Fail
 from meshnn.node.shards import Shards
+from meshnn.node.slices import Passage
+from meshnn.plan.messages import Failed
 from tools.simulate.disk import Disk
 from tools.simulate.mind import Bare, Mind
 from tools.simulate.network import Network, Station
@@ -41,6 +44,21 @@ class Watcher(Protocol):
     def on_event(self, host: Host) -> None:
         """A device has taken an event in and performed what followed."""
 
+    def on_answer(self, host: Host, answer: Answer, value: int) -> None:
+        """A request of this device is answered."""
+
+    def on_fail(self, host: Host, fail: Fail) -> None:
+        """A request of this device ends with a named error."""
+
+    def on_trouble(self, host: Host, message: Failed) -> None:
+        """A stage ended an attempt of this device's request."""
+
+    def on_late(self, host: Host, passage: Passage) -> None:
+        """A result came for a request that is over."""
+
+    def on_run(self, host: Host, passage: Passage, handle: int) -> None:
+        """A shard runs for an attempt."""
+
 
 def device_id(index: int) -> DeviceId:
     """The id of the device of this number: numbers sort like ids."""
@@ -51,8 +69,10 @@ def device_id(index: int) -> DeviceId:
 class Host:
     """One device. `bare` ones have the cluster machine alone; the others a whole core and a data plane."""
 
-    def __init__(self, world: World, network: Network, index: int, watcher: Watcher, *, bare: bool = False) -> None:
-        """A device that was never started."""
+    def __init__(
+        self, world: World, network: Network, index: int, watcher: Watcher, peers: dict[DeviceId, Host], *, bare: bool
+    ) -> None:
+        """A device that was never started; it enters itself among its peers."""
         self.index = index
         self.id = device_id(index)
         self.boot = 0
@@ -69,6 +89,8 @@ class Host:
         self._bare = bare
         self._inbox: list[Event] = []
         self._timer: float | None = None
+        self.peers = peers
+        peers[self.id] = self
         network.add(self)
 
     # -- what it is --
