@@ -80,6 +80,16 @@ class Cluster:
         """Usable members whose last probes were not answered directly, though they live: no neighbours for a plan."""
         return tuple(device for device in self.alive if self._membership.prober.cut_off(device))
 
+    @property
+    def isolated(self) -> bool:
+        """Whether this device judges nobody, since it hears nobody (R1)."""
+        return self._membership.judge.isolated
+
+    @property
+    def rumours(self) -> int:
+        """How many rumours wait to be told: at most four for each row."""
+        return self._post.waiting
+
     # -- what happens --
 
     def start(self, now: float) -> list[Effect]:

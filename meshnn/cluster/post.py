@@ -33,6 +33,11 @@ class Post:
         """When the next round of gossip is due; None where nothing presses."""
         return self._gossip_at
 
+    @property
+    def waiting(self) -> int:
+        """How many rumours wait to be told."""
+        return len(self._queue)
+
     def send(self, to: DeviceId, message: Datagram, first: tuple[Rumour, ...] = ()) -> None:
         """Send a datagram to a known device, with `first` before all other rumours."""
         row = self._roster.get(to)

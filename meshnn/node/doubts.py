@@ -120,6 +120,11 @@ class Latencies:
         """How long an attempt may stay without answer and without evidence."""
         limits = self._limits
         recent = sorted(self._recent.get((plan.model, plan.epoch), ()))
-        usual = max(recent[int(0.95 * (len(recent) - 1))] if recent else 0.0, self._served.predicted_s(plan))
-        patience = max(limits.least_patience_s, 4 * usual) if usual else limits.unknown_patience_s
+        predicted = self._served.predicted_s(plan)
+        if recent:
+            usual = max(recent[int(0.95 * (len(recent) - 1))], predicted)
+            patience = max(limits.least_patience_s, 4 * usual)
+        else:
+            # A prediction may be several times off: a busy processor, cold pages. Running twice would double that.
+            patience = max(limits.unknown_patience_s, 12 * predicted)
         return min(limits.most_patience_s, patience * 2.0 ** min(doublings, 10))

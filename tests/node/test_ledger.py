@@ -389,10 +389,10 @@ def test_patience_is_one_second_for_a_fast_plan() -> None:
 
 
 def test_patience_follows_the_predicted_and_the_observed_latency() -> None:
-    """Four times the larger of what was predicted and of what lately was observed (95 of 100)."""
+    """Twelve times what was predicted, then four times what lately was observed (95 of 100)."""
     machine = ledger(Shelf(SET, predicted_s=0.5))
     accepted(machine, "r0")
-    assert machine.attempt("r0", 1).patience_at == pytest.approx(2.0)  # type: ignore[union-attr]
+    assert machine.attempt("r0", 1).patience_at == pytest.approx(6.0)  # type: ignore[union-attr]
     machine.on_output("r0", 1, MAIN.epoch, 0.75)
     accepted(machine, "r1", 10.0)
     assert machine.attempt("r1", 1).patience_at == pytest.approx(13.0)  # type: ignore[union-attr]
@@ -408,7 +408,7 @@ def test_patience_doubles_with_every_retry_for_lack_of_it() -> None:
         assert sent == [("r1", attempt, MAIN.epoch)]
         waits.append(due - now)
         now = due
-    assert waits == pytest.approx([1.0, 2.0, 4.0])
+    assert waits == pytest.approx([2.0, 4.0, 8.0])
 
 
 def test_impatience_has_a_budget_and_evidence_has_none() -> None:
@@ -416,10 +416,10 @@ def test_impatience_has_a_budget_and_evidence_has_none() -> None:
     machine = ledger(Shelf(SET, predicted_s=0.1), budget=1.0, budget_per_request=0.0, budget_per_s=0.0)
     accepted(machine, "r1")
     accepted(machine, "r2")
-    effects = machine.on_deadline(1.0)
+    effects = machine.on_deadline(2.0)
     assert epochs(effects) == [("r1", 2, MAIN.epoch)]
     assert machine.attempt("r2", 1).live  # type: ignore[union-attr]
-    assert len(epochs(machine.on_evidence(C, 1.1))) == 2
+    assert len(epochs(machine.on_evidence(C, 2.1))) == 2
 
 
 def test_retired_plan_starts_its_attempts_again() -> None:

@@ -1,4 +1,4 @@
-"""A device's disk: what is under way when the power goes is lost, and so are files written a moment before."""
+"""A device's disk: what is under way at a crash is lost, and with the power the files written a moment before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from meshnn.node.messages import NameRecord
 from tools.simulate.world import World
 
 WRITE_S = 0.004
-FLUSH_S = 2.0
+SLOW_WRITE_S = 0.5
+SLOW_SHARE = 0.1
+FLUSH_S = 5.0
 
 
 class Disk:
@@ -35,7 +37,8 @@ class Disk:
     def sync(self, write: Callable[[], None], done: Callable[[], None] | None = None) -> None:
         """Write a record, one after the other; `done` follows once it is safe. A crash before that loses it."""
         life = self._life
-        takes_s = WRITE_S + self._chance.expovariate(1 / WRITE_S)
+        mean_s = SLOW_WRITE_S if self._chance.random() < SLOW_SHARE else WRITE_S
+        takes_s = WRITE_S + self._chance.expovariate(1 / mean_s)
         self._busy_until = max(self._busy_until, self._world.now) + takes_s
         self._under_way += 1
 

@@ -305,19 +305,24 @@ class Host:
                     self._stream(to, message, address)
                 case Dial(address):
                     self.network.dial(self, address)
-                case PlansChanged():
-                    if self.plane is not None:
-                        self.plane.on_plans()
+                case PlansChanged() if self.plane is not None:
+                    self.plane.on_plans()
                 case PersistTerm(term, vote):
                     self._persist_term(term, vote)
-                case PersistIncarnation(incarnation):
-                    self.disk.sync(partial(setattr, self.disk, "incarnation", incarnation))
-                case SaveNames(records):
-                    self.disk.sync(partial(setattr, self.disk, "names", records))
-                case DropFile("model", key):
-                    self.disk.models.pop(key, None)
                 case _:
-                    self.runtime.begin_work(effect)
+                    self._keep(effect)
+
+    def _keep(self, effect: Effect) -> None:
+        """What the disk has to do with; the rest is the runtime's."""
+        match effect:
+            case PersistIncarnation(incarnation):
+                self.disk.sync(partial(setattr, self.disk, "incarnation", incarnation))
+            case SaveNames(records):
+                self.disk.sync(partial(setattr, self.disk, "names", records))
+            case DropFile("model", key):
+                self.disk.models.pop(key, None)
+            case _:
+                self.runtime.begin_work(effect)
 
     def _stream(self, to: DeviceId, message: msgspec.Struct, address: Address) -> None:
         """A node keeps links to all; a bare machine dials, and says it again by itself where it matters."""

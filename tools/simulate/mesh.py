@@ -16,6 +16,7 @@ from tools.simulate.world import World
 
 DEADLINE_S = 20.0
 OPERATORS = 8
+PEERS_MAX = 64
 
 
 def card(name: str, digit: str = "1", weights: int = 100_000) -> Card:
@@ -77,6 +78,19 @@ class Mesh:
         if self._mdns:
             for index in indices:
                 self._announce(self.hosts[index])
+
+    def restart(self, index: int, boot: int) -> None:
+        """Start a device again that remembers whom it knew, unless it lives or had another life since."""
+        host = self.hosts[index]
+        if not host.running and host.boot == boot:
+            host.start([other.address for other in self.hosts if other is not host][:PEERS_MAX])
+            if self._mdns:
+                self._announce(host)
+
+    def restart_all(self) -> None:
+        """Start whoever does not run."""
+        for host in self.hosts:
+            self.restart(host.index, host.boot)
 
     def _announce(self, host: Host) -> None:
         for other in self.running:

@@ -32,9 +32,15 @@ class Station(Protocol):
     """What the network needs of a device."""
 
     id: DeviceId
-    boot_id: BootId
-    address: Address
     powered: bool
+
+    @property
+    def boot_id(self) -> BootId:
+        """Its present life."""
+
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
 
     @property
     def running(self) -> bool:

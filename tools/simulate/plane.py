@@ -6,6 +6,7 @@ import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -328,15 +329,9 @@ class Plane:
             self._runs += 1
             self._host.watcher.on_run(self._host, complete.key.passage, handle)
             takes_s = STAGE_S * (site.recipe.last - site.recipe.first + 1) * self.slowness
-            plane = self
+            self._host.soon(takes_s, partial(self._done, site, complete))
 
-            def done(mind: object, now: float, site: Site = site, complete: Complete = complete) -> list[Effect]:
-                plane._done(site, complete)
-                return []
-
-            self._host.soon(takes_s, done)
-
-    def _done(self, site: Site, complete: Complete) -> None:
+    def _done(self, site: Site, complete: Complete, mind: object, now: float) -> list[Effect]:
         """A shard has run: hand its outputs on."""
         key = complete.key
         self._runs -= 1
@@ -347,6 +342,7 @@ class Plane:
         self.assembly.finish(key)
         self._run_next()
         self._arm()
+        return []
 
     # -- both --
 

@@ -70,7 +70,9 @@ class Watch:
         self.activations: Counter[str] = Counter()
         self._world = world
         self._hosts = hosts
+        self.cut_off = False
         self._leaders: dict[int, DeviceId] = {}
+        self._votes: dict[tuple[DeviceId, int], DeviceId] = {}
         self._incarnations: dict[DeviceId, int] = {}
         self._boots: dict[DeviceId, int] = {}
         self._active: dict[tuple[DeviceId, int, str], tuple[Epoch, float]] = {}
@@ -131,9 +133,16 @@ class Watch:
         self.leader_changes += 1
         if leader != host.id:
             return
-        assert self._leaders.setdefault(term, host.id) == host.id, f"two leaders in term {term}"
-        alone = len(host.cluster.alive) == 1
-        assert host.disk.term >= term or alone, f"device {host.index} leads in a term that is not on its disk"
+        self._vote(host, term, host.id)
+        first = self._leaders.setdefault(term, host.id)
+        # Halves that do not hear each other may choose the same term: the leader's id fences their plans then.
+        assert first == host.id or self.cut_off, f"two leaders in term {term} of a mesh that was never cut"
+        assert host.disk.term >= term, f"device {host.index} leads in a term that is not on its disk"
+
+    def _vote(self, host: Host, term: int, candidate: DeviceId) -> None:
+        """Nobody has two votes in one term, in all its lives: so no two leaders of a term share a voter."""
+        first = self._votes.setdefault((host.id, term), candidate)
+        assert first == candidate, f"device {host.index} voted for {first} and {candidate} in term {term}"
 
     def _on_datagram(self, host: Host, to: DeviceId, message: object) -> None:
         match message:
@@ -142,6 +151,7 @@ class Watch:
             case VoteReply(asked, True):
                 disk = (host.disk.term, host.disk.vote)
                 assert disk[0] > asked or disk == (asked, to), f"device {host.index} voted before it was on disk"
+                self._vote(host, asked, to)
             case Yield():
                 self.seen["a leader yields"] += 1
             case _:
@@ -157,9 +167,8 @@ class Watch:
         if cluster.leader == host.id:
             others = [one for one in self._hosts.values() if one is not host and one.running]
             self.seen["two leaders at once"] += any(one.cluster.leader == one.id for one in others)
-        membership = cluster._membership
-        self.seen["isolation freeze"] += membership.judge.isolated
-        waiting = len(membership.post._queue)
+        self.seen["isolation freeze"] += cluster.isolated
+        waiting = cluster.rumours
         assert waiting <= RUMOURS_PER_ROW * self._rows[host.id], f"{waiting} rumours wait at device {host.index}"
         if isinstance(host.mind, Core):
             self._check_core(host, host.mind)
