@@ -33,6 +33,7 @@ class Election:
         self._leader_term = term
         self._announced: tuple[DeviceId | None, int] = (None, -1)
         self._voted_for = voted_for
+        self._safe_term = term
         self._known_term = term
         self._roster = roster
         self._post = post
@@ -155,6 +156,7 @@ class Election:
 
     def on_persisted(self, term: int, now: float) -> None:
         """The term is on disk: the vote may leave, ours or for another."""
+        self._safe_term = max(self._safe_term, term)
         owed, self._owed = self._owed, None
         if owed is None or owed[1] != term or term != self._term:
             self._owed = owed
@@ -277,7 +279,9 @@ class Election:
     def _on_vote(self, candidate: DeviceId, term: int, now: float) -> None:
         if self._owed == (candidate, term):
             return  # Its answer leaves when it is on disk.
-        if term == self._term and self._voted_for == candidate:
+        if term == self._term and self._voted_for == candidate and self._safe_term < term:
+            self._owed = (candidate, term)
+        elif term == self._term and self._voted_for == candidate:
             self._post.send(candidate, VoteReply(term, True, self._term))
         elif term <= self._term or not self._free_for(candidate, now):
             self._post.send(candidate, VoteReply(term, False, self._term))

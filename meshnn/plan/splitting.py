@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from meshnn.errors import MeshError, ModelError, NoPlanError
-from meshnn.graph.splits.balance import balanced, proportional
+from meshnn.graph.splits.balance import balanced, proportional, work
 from meshnn.graph.splits.layout import DENSE, refusal, share_lengths
 from meshnn.plan.devices import DeviceInfo
 from meshnn.plan.outline import Outline
@@ -25,7 +25,9 @@ from meshnn.plan.verify import check
 # A plan that divides stages must be predicted to gain so much, in part and in milliseconds: predictions err.
 GAIN, GAIN_MS = 0.25, 5.0
 # Devices that share one stage, cuts considered, and plans predicted exactly.
-PARTS_MAX, CUTS, FINALISTS = 5, 28, 2
+PARTS_MAX, CUTS, FINALISTS = 5, 20, 2
+# An operator with this part of all work is worth a stage of its own.
+HEAVY = 0.02
 # What is chosen where memory forces a split: exact ones first.
 FORCED: tuple[Split, ...] = ("output", "spatial", "input")
 
@@ -55,7 +57,7 @@ def faster(problem: Problem, epoch: Epoch, standing: Prediction) -> Solution | N
     if best > _wanted(standing):
         return None
     drafts: list[tuple[float, int, _Draft]] = []
-    for count in range(2, len(devices) + 1):
+    for count in sorted({2, min(3, len(devices)), len(devices)}):
         draft = _Draft(problem, devices[:count])
         drafts.append((draft.cost, count, draft))
     solutions = []
@@ -97,7 +99,7 @@ class _Draft:
         self._problem = problem
         self._devices = devices
         self._model: Outline = problem.card
-        cuts = candidate_cuts(problem.card, CUTS)
+        cuts = candidate_cuts(problem.card, CUTS, _around_heavy(problem.card))
         self._table = problem.tables.setdefault(cuts, Table(problem.card, cuts))
         self._host = devices[0]
         self._sum = sum(info.speed for info in devices)
@@ -140,8 +142,8 @@ class _Draft:
         if not self._table.legal[row, column]:
             return
         first, after = self._table.cuts[row], self._table.cuts[column]
-        work = float(self._table.work[row, column])
-        yield "none", work / self._host.speed
+        units = float(self._table.work[row, column])
+        yield "none", units / self._host.speed
         if after > max(spatial, output):
             return
         away = 1 - self._host.speed / self._sum
@@ -151,11 +153,11 @@ class _Draft:
         hops = 2 * self._hop_ms
         if after <= output:
             carried = moved_in * (len(self._devices) - 1) + moved_out
-            yield "output", work / self._sum + carried * self._byte_ms + hops
+            yield "output", units / self._sum + carried * self._byte_ms + hops
         if after <= spatial:
             more, halo = self._halo(first, after - 1, given)
             carried = moved_in * min(1.0, away * halo) + moved_out
-            yield "spatial", work * more / self._sum + carried * self._byte_ms + hops
+            yield "spatial", units * more / self._sum + carried * self._byte_ms + hops
 
     def _halo(self, first: int, last: int, given: Sequence[int]) -> tuple[float, float]:
         """How much more work an even part of a spatial run does than its share, and how much more input it reads."""
@@ -188,17 +190,35 @@ class _Draft:
             first, last = self._table.cuts[run.row], self._table.cuts[run.column] - 1
             group = Group((host,))
             if run.split != "none":
-                try:
-                    shares = balanced(self._model.card, first, last, run.split, [info.speed for info in self._devices])
-                except ModelError:
-                    return None
-                if shares is None or refusal(self._model.card, first, last, run.split, shares) is not None:
+                shares = self._shares(first, last, run.split)
+                if shares is None:
                     return None
                 group = Group(tuple(Shard(info.device, info.boot) for info in self._devices), run.split, shares)
             stages.append(Stage(first, last, (group,)))
         if all(stage.groups[0].split == "none" for stage in stages):
             return None
         return _plan(self._problem, epoch, stages)
+
+    def _shares(self, first: int, last: int, split: Split) -> tuple[int, ...] | None:
+        """Shares by the devices' speeds; None where the compiler refuses them. Strips count the rows they repeat."""
+        card, speeds = self._model.card, [info.speed for info in self._devices]
+        try:
+            if split != "spatial":
+                return balanced(card, first, last, split, speeds)
+            length = share_lengths(card, first, last, split)[0]
+            if length < 2 * len(speeds):
+                return balanced(card, first, last, split, speeds)
+            row = self._model.work(first, last) / length
+            strip = max(1, length // max(3, len(speeds)))
+            begin = (length - strip) // 2
+            inner = work(card, first, last, split, (0, begin, begin + strip, length), 1)
+        except ModelError:
+            return None
+        sides = [1, *[2] * (len(speeds) - 2), 1]
+        seam = max(0.0, inner / row - strip) / 2
+        room = length + seam * sum(sides)
+        rows = [max(1.0, room * speed / self._sum - seam * side) for speed, side in zip(speeds, sides, strict=True)]
+        return proportional(length, rows, 1)
 
     def _merged(self) -> list[_Run]:
         """The stages, with neighbours that the host runs whole made one."""
@@ -209,6 +229,13 @@ class _Draft:
             else:
                 found.append(run)
         return found
+
+
+def _around_heavy(model: Outline) -> set[int]:
+    """The positions before and behind fully connected layers that matter: an output split begins at its layer."""
+    least = HEAVY * model.work(0, len(model.operators) - 1)
+    heavy = [index for index, op in enumerate(model.operators) if op.geometry.form == "fc" and op.work >= least]
+    return {position for index in heavy for position in (index, index + 1)}
 
 
 def _legal(problem: Problem, plan: Plan) -> bool:
