@@ -50,6 +50,27 @@ def show(as_json: bool, state_dir: Path | None) -> None:
             click.echo(f"  the death of {device[:12]} is {how}")
 
 
+@command.command("explain", short_help="Say why this plan, and what others would cost.")
+@click.argument("model")
+@json_option
+@state_dir_option
+def explain(model: str, as_json: bool, state_dir: Path | None) -> None:
+    """Say what the planner weighed for MODEL: the plan that serves, one device, pipelines, split stages."""
+    node = need(state_folder(state_dir))
+    reply = node.request("GET", node.model_path(model, "/plan"), timeout_s=60)
+    if as_json:
+        click.echo(reply.line.decode())
+        return
+    for row in reply.json():
+        mark = "*" if row["chosen"] else " "
+        if row["latency_ms"] is None:
+            click.echo(f"{mark} {row['title']}: {row['reason']}")
+        else:
+            air = f"{row['air_bytes'] / 1e6:.2f} MB on the air"
+            cost = f"{row['latency_ms']:.1f} ms, {row['throughput_per_s']:.1f} in a second"
+            click.echo(f"{mark} {row['title']}: {cost}, {air}")
+
+
 @command.command("check", short_help="Run a plan, or every split of a model, here and compare.")
 @click.argument("plan", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--model", "file", required=True, type=click.Path(path_type=Path), help="The model's TFLite file.")

@@ -45,6 +45,7 @@ class Native:
             web.delete("/api/v1/models/{name}", self.remove),
             web.get("/api/v1/models/{name}/card", self.card),
             web.get("/api/v1/models/{name}/file", self.file),
+            web.get("/api/v1/models/{name}/plan", self.explain),
             web.put("/api/v1/models/{name}/plan", self.pin),
             web.delete("/api/v1/models/{name}/plan", self.unpin),
             web.post("/api/v1/leave", self.leave),
@@ -146,6 +147,10 @@ class Native:
         """A model's whole file."""
         path = await self._node.service.model_file(request.match_info["name"])
         return web.FileResponse(path)
+
+    async def explain(self, request: web.Request) -> web.Response:
+        """What the planner weighed for a model, the plan that serves first."""
+        return _json(await self._node.service.explain(request.match_info["name"]))
 
     async def pin(self, request: web.Request) -> web.Response:
         """Run exactly the plan in the body; answered once it serves."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from meshnn.cluster.member import DeviceId, Member, MemberState
+from meshnn.errors import NoPlanError
+from meshnn.node.jobs import memory_taken
+from meshnn.node.problem import info_of
+from meshnn.plan.devices import Links
+from meshnn.plan.explain import Alternative
+from meshnn.plan.outline import outline
 from meshnn.plan.plan import Plan, PlanSet
 from meshnn.plan.ranges import plan_memory
+from meshnn.plan.solver import Problem
 
 if TYPE_CHECKING:
     from meshnn.node.core import Core
@@ -85,6 +92,39 @@ def _plan_set(core: Core, plans: PlanSet) -> dict[str, object]:
         },
         "plan": msgspec.to_builtins(main),
     }
+
+
+def question(core: Core, model: str, now: float) -> tuple[Problem, Plan]:
+    """What the planner was asked for a model, as this node sees the devices, and the plan that serves.
+
+    Raises UnknownModelError, NoPlanError.
+    """
+    record = core.catalogue.record(model)
+    card, active = core.catalogue.card(record.digest), core.book.active(model)
+    if card is None or active is None:
+        word = core.book.unplanned(model)
+        raise NoPlanError(f"no plan serves {model}{f': {word.reason}' if word is not None else ''}")
+    infos = tuple(info_of(member) for _, member in sorted(core.planned(now).items()))
+    used = memory_taken(
+        [(core.book.active(name), None) for name in core.book.models if name != model], core.catalogue.card
+    )
+    return Problem(model, outline(card), infos, Links(), max(1, len(infos)), used), active.main
+
+
+def alternatives(found: Sequence[Alternative]) -> list[dict[str, object]]:
+    """What the planner weighed, for `meshnn plan explain --json`."""
+    return [
+        {
+            "title": one.title,
+            "chosen": one.chosen,
+            "reason": one.reason,
+            "latency_ms": None if one.prediction is None else round(one.prediction.latency_ms, 3),
+            "throughput_per_s": None if one.prediction is None else round(one.prediction.throughput_per_s, 3),
+            "air_bytes": None if one.prediction is None else round(one.prediction.air_bytes),
+            "plan": msgspec.to_builtins(one.plan),
+        }
+        for one in found
+    ]
 
 
 def _lives(core: Core, device: DeviceId, plan: Plan) -> bool:

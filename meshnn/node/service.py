@@ -25,6 +25,7 @@ from meshnn.node.effects import Effect
 from meshnn.node.library import Library
 from meshnn.node.messages import NameRecord, Pin, Unpin
 from meshnn.node.solo import Shipped, Whole
+from meshnn.plan.explain import explain
 from meshnn.plan.explicit import decode
 
 ASK_DEADLINE_S = 30.0
@@ -140,6 +141,11 @@ class Service:
         record = self._host.core.catalogue.record(name)
         async with _within(deadline_s, f"the file of {name} did not arrive in time"):
             return await self._library.whole(record, self._host.core.catalogue.holders(record.digest))
+
+    async def explain(self, model: str) -> list[dict[str, object]]:
+        """What the planner weighed for a model: UnknownModelError, NoPlanError."""
+        problem, plan = reports.question(self._host.core, model, self._clock())
+        return reports.alternatives(await asyncio.to_thread(explain, problem, plan))
 
     async def pin(self, model: str, plan: bytes, deadline_s: float = ADD_DEADLINE_S) -> None:
         """Have the mesh run exactly this plan (JSON): UnknownModelError, UsageError, NoPlanError, DeadlineError."""

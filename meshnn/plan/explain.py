@@ -10,6 +10,7 @@ from meshnn.plan.plan import Plan
 from meshnn.plan.predict import Prediction
 from meshnn.plan.shortage import shortage
 from meshnn.plan.solver import Problem, prediction_of, solutions, window_of
+from meshnn.plan.splitting import faster
 
 
 class Alternative(msgspec.Struct, frozen=True):
@@ -23,7 +24,7 @@ class Alternative(msgspec.Struct, frozen=True):
 
 
 def explain(problem: Problem, chosen: Plan) -> tuple[Alternative, ...]:
-    """The chosen plan first, then one device on each of the devices, then the best pipeline of 2, 3, ... stages.
+    """The chosen plan first, then one device on each, the best pipeline of 2, 3, ... stages, the best with splits.
 
     Raises NoPlanError when `chosen` names devices that are not here.
     """
@@ -45,7 +46,16 @@ def explain(problem: Problem, chosen: Plan) -> tuple[Alternative, ...]:
         depth = len(solution.plan.lanes[0].stages)
         if depth > 1:
             found.append(Alternative(f"best pipeline of {depth} stages", solution.plan, solution.prediction))
+    if all(recipe.split == "none" for recipe, _ in chosen.placements()):
+        found += _divided(problem, chosen)
     return tuple(found)
+
+
+def _divided(problem: Problem, chosen: Plan) -> list[Alternative]:
+    """The best plan with split stages, although it is not faster by enough to be chosen."""
+    anything = msgspec.structs.replace(prediction_of(problem, chosen), latency_ms=float("inf"))
+    split = faster(problem, chosen.epoch, anything)
+    return [] if split is None else [Alternative(_title(problem, split.plan), split.plan, split.prediction)]
 
 
 def _title(problem: Problem, plan: Plan) -> str:

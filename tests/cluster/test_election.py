@@ -64,6 +64,18 @@ def test_a_vote_leaves_only_after_it_is_stored() -> None:
     assert [(reply.asked, reply.granted) for reply in stage.sent(VoteReply, 1)] == [(5, True)]
 
 
+def test_a_vote_for_the_leader_already_followed_waits_for_the_disk_too() -> None:
+    """Following stores the term; a question that was under way is answered only when that is on disk."""
+    stage = Stage(1, 2)
+    stage.follow(1, term=5)
+    stage.hear(1, Vote(5))
+    assert not stage.sent(VoteReply)
+    stage.persist()
+    assert [reply.granted for reply in stage.sent(VoteReply, 1)] == [True]
+    stage.hear(1, Vote(5))
+    assert [reply.granted for reply in stage.sent(VoteReply, 1)] == [True, True]
+
+
 def test_one_vote_a_term_survives_a_restart() -> None:
     """With the stored term and vote, another candidate of that term gets a no, the same one a yes."""
     stage = Stage(1, 2, term=5, voted_for=device_id(1))

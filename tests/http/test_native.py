@@ -7,12 +7,14 @@ import hashlib
 import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
+import pytest_asyncio
 from aiohttp import ClientResponse, web
 from aiohttp.test_utils import TestClient, TestServer
 
@@ -24,6 +26,7 @@ from meshnn.input_file import INPUT_BYTES_MAX
 from tests.node.nodes import MODEL, NAME, PHOTO, WHOLE_BYTES, Device, mesh, stocked, until
 from tools.whole import outputs_of
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 API = "/api/v1"
 Client = TestClient[web.Request, web.Application]
 
@@ -65,19 +68,36 @@ class Api:
         return response.status, told["error"]["code"], told["error"]["message"]
 
 
-@pytest.fixture
-async def api(tmp_path: Path, stock: Path, request: pytest.FixtureRequest) -> AsyncIterator[Api]:
-    """One node that has the model, and its API; the parameter is its memory and disk, in bytes."""
-    memory_bytes, disk_bytes = getattr(request, "param", (WHOLE_BYTES, 50_000_000))
-    async with mesh(tmp_path) as home:
-        (device,) = await home.start("a", memory_bytes=memory_bytes, disk_bytes=disk_bytes, stock=stock)
+async def _serve(folder: Path, stock: Path, sizes: dict[str, int], up: asyncio.Future[Api], over: asyncio.Event) -> None:
+    """One node that has the model, and its API, in one task from its beginning to its end."""
+    async with mesh(folder) as home:
+        (device,) = await home.start("a", **{"memory_bytes": WHOLE_BYTES, **sizes}, stock=stock)
         server = TestServer(application(device.node), host="127.0.0.1")
-        await server.start_server(handler_cancellation=True, shutdown_timeout=0.1)
-        client: Client = TestClient(server)
-        try:
-            yield Api(device, client)
-        finally:
-            await client.close()
+        async with TestClient(server) as client:
+            up.set_result(Api(device, client))
+            await over.wait()
+
+
+@asynccontextmanager
+async def served(folder: Path, stock: Path, **sizes: int) -> AsyncIterator[Api]:
+    """A node of these sizes, and its API."""
+    up: asyncio.Future[Api] = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_serve(folder, stock, sizes, up, over))
+        yield await up
+        over.set()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def api(tmp_path_factory: pytest.TempPathFactory, stock: Path) -> AsyncIterator[Api]:
+    """The node that most tests speak with."""
+    up: asyncio.Future[Api] = asyncio.get_running_loop().create_future()
+    over = asyncio.Event()
+    life = asyncio.get_running_loop().create_task(_serve(tmp_path_factory.mktemp("api"), stock, {}, up, over))
+    yield await up
+    over.set()
+    await life
 
 
 def small_model(seed: int = 0) -> bytes:
@@ -136,12 +156,12 @@ async def test_models_are_added_and_removed(api: Api) -> None:
     [
         ("POST", "/ask", {}, b"no photo", (400, "input_error")),
         ("POST", "/ask", {}, b"", (400, "input_error")),
-        ("POST", "/ask", {"model": "nothing"}, b"", (404, "unknown_model_error")),
+        ("POST", "/ask", {"model": "nothing"}, PHOTO.read_bytes(), (404, "unknown_model_error")),
         ("POST", "/ask", {"deadline": "0.001"}, PHOTO.read_bytes(), (504, "deadline_error")),
-        ("POST", "/ask", {"deadline": "soon"}, b"", (400, "usage_error")),
-        ("POST", "/ask", {"deadline": "nan"}, b"", (400, "usage_error")),
-        ("POST", "/ask", {"top": "0"}, b"", (400, "usage_error")),
-        ("POST", "/ask", {"top": "inf"}, b"", (400, "usage_error")),
+        ("POST", "/ask", {"deadline": "soon"}, PHOTO.read_bytes(), (400, "usage_error")),
+        ("POST", "/ask", {"deadline": "nan"}, PHOTO.read_bytes(), (400, "usage_error")),
+        ("POST", "/ask", {"top": "0"}, PHOTO.read_bytes(), (400, "usage_error")),
+        ("POST", "/ask", {"top": "inf"}, PHOTO.read_bytes(), (400, "usage_error")),
         ("POST", "/models", {}, small_model(), (400, "usage_error")),
         ("POST", "/models", {"name": "a/b"}, small_model(), (422, "model_error")),
         ("POST", "/models", {"name": "text"}, b"no model", (422, "model_error")),
@@ -175,38 +195,34 @@ async def test_an_input_that_is_too_large_is_refused(api: Api) -> None:
     assert (await api.error("POST", f"{API}/ask", endless()))[:2] == (413, "usage_error")
 
 
-@pytest.mark.parametrize("api", [(WHOLE_BYTES, 6_000_000)], indirect=True)
-@pytest.mark.parametrize("announced", [True, False])
-async def test_a_model_larger_than_the_disk_budget_is_refused(api: Api, announced: bool) -> None:
+async def test_a_model_larger_than_the_disk_budget_is_refused(tmp_path: Path, stock: Path) -> None:
     """Before it is written where its length is known, else as soon as it is seen; nothing of it stays."""
 
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(20):
             yield bytes(1 << 20)
 
-    data = bytes(20 << 20) if announced else pieces()
-    status, code, message = await api.error("POST", f"{API}/models", data, name="large")
-    assert (status, code) == (500, "node_error")
-    assert "--disk" in message
-    assert not list(api.device.folder.glob(".tmp-*"))
-    await api.json("POST", f"{API}/ask", PHOTO.read_bytes())
+    async with served(tmp_path, stock, disk_bytes=6_000_000) as api:
+        for data in (bytes(20 << 20), pieces()):
+            status, code, message = await api.error("POST", f"{API}/models", data, name="large")
+            assert (status, code) == (500, "node_error")
+            assert "--disk" in message
+            assert not list(api.device.folder.glob(".tmp-*"))
+        await api.json("POST", f"{API}/ask", PHOTO.read_bytes())
 
 
-@pytest.mark.parametrize("api", [(200_000, 50_000_000)], indirect=True)
-async def test_a_caller_that_goes_away_takes_its_request_with_it(api: Api) -> None:
-    """The ledger forgets it: nobody works for a connection that is closed."""
-    asking = asyncio.create_task(api.call("POST", f"{API}/ask", PHOTO.read_bytes(), deadline=80))
-    await until(lambda: api.device.node.plane.stats().open == 1)
-    asking.cancel()
-    await until(lambda: api.device.node.plane.stats().open == 0)
-    assert await api.json("GET", "/healthz") == {"ok": True}
-
-
-@pytest.mark.parametrize("api", [(200_000, 50_000_000)], indirect=True)
-async def test_no_plan_is_said(api: Api) -> None:
-    """A model that fits nowhere: 503 with what is missing, from add at once and from ask at its deadline."""
-    assert (await api.error("POST", f"{API}/ask", PHOTO.read_bytes(), deadline=0.3))[:2] == (503, "no_plan_error")
-    assert (await api.error("POST", f"{API}/models", MODEL.read_bytes(), name="again"))[:2] == (503, "no_plan_error")
+async def test_a_node_without_a_plan_says_so_and_forgets_who_goes(tmp_path: Path, stock: Path) -> None:
+    """503 with what is missing, from add at once and from ask at its deadline; a caller that goes is forgotten."""
+    async with served(tmp_path, stock, memory_bytes=200_000) as api:
+        await until(lambda: api.device.node.core.book.unplanned(NAME) is not None)
+        assert (await api.error("POST", f"{API}/ask", PHOTO.read_bytes(), deadline=0.3))[:2] == (503, "no_plan_error")
+        added = await api.error("POST", f"{API}/models", MODEL.read_bytes(), name="again")
+        assert added[:2] == (503, "no_plan_error")
+        asking = asyncio.create_task(api.call("POST", f"{API}/ask", PHOTO.read_bytes(), model=NAME, deadline=80))
+        await until(lambda: api.device.node.plane.stats().open == 1)
+        asking.cancel()
+        await until(lambda: api.device.node.plane.stats().open == 0)
+        assert await api.json("GET", "/healthz") == {"ok": True}
 
 
 @pytest.mark.parametrize(
@@ -235,8 +251,12 @@ async def test_this_machine_may_speak(api: Api, host: str) -> None:
     assert response.status == 200
 
 
-async def test_leave_answers_and_then_ends_the_node(api: Api) -> None:
-    """The caller hears that it worked; the node's life is over."""
-    assert await api.json("POST", f"{API}/leave") == {"left": True}
-    await api.device.life
-    assert (await api.error("POST", f"{API}/ask", PHOTO.read_bytes(), model="nobody"))[0] == 404
+async def test_leave_answers_and_then_ends_the_node(tmp_path: Path, stock: Path) -> None:
+    """The caller hears that it worked; the node's life is over, and who still asks hears so."""
+    async with served(tmp_path, stock, memory_bytes=200_000) as api:
+        asking = asyncio.create_task(api.error("POST", f"{API}/ask", PHOTO.read_bytes(), model=NAME, deadline=80))
+        await until(lambda: api.device.node.plane.stats().open == 1)
+        assert await api.json("POST", f"{API}/leave") == {"left": True}
+        await api.device.life
+        status, code, message = await asking
+        assert (status, code, "stopping" in message) == (500, "node_error", True)

@@ -88,3 +88,14 @@ def test_a_plan_that_does_not_fit_is_refused_with_its_reason(mesh: Mesh, tmp_pat
     path.write_text("{")
     assert device.meshnn("plan", "apply", str(path), "--model", "photos").code == 2
     assert device.meshnn("plan", "apply", str(path), "--model", "dogs").code == 4
+
+
+def test_the_planner_says_what_it_weighed(mesh: Mesh) -> None:
+    """The plan that serves first, then one device on each of the three, each with its cost; unknown names exit 4."""
+    done = mesh.devices["three"].meshnn("plan", "explain", "photos", "--json")
+    rows = json.loads(done.out)
+    assert [row["chosen"] for row in rows] == [True] + [False] * (len(rows) - 1)
+    alone = [row for row in rows if row["title"].startswith("one device: ") and not row["chosen"]]
+    assert {row["title"].removeprefix("one device: ") for row in alone} == set(NAMES)
+    assert all(row["latency_ms"] > 0 for row in alone)
+    assert mesh.devices["one"].meshnn("plan", "explain", "dogs").code == 4

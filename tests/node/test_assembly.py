@@ -103,6 +103,36 @@ def test_sums_are_added_in_shard_order(order: tuple[int, ...]) -> None:
     assert done.tensors[7].tobytes() == ((addends[0] + addends[1]) + addends[2]).tobytes()
 
 
+@pytest.mark.parametrize(("order", "most"), [((0, 1, 2, 3), 2), ((3, 2, 1, 0), 4), ((1, 0, 3, 2), 3)])
+def test_addends_are_added_as_soon_as_their_turn_comes(order: tuple[int, ...], most: int) -> None:
+    """Of partial sums only the total and what waits for its turn is held; in shard order that is one tensor."""
+    need = Need(7, whole(SHAPE), tuple(Source(0, part, whole(SHAPE)) for part in range(4)), sums=True)
+    assembly, done = Assembly(most * WHOLE.nbytes), None
+    for part in order:
+        assert assembly.has_room(key(), 4, WHOLE.nbytes)
+        done = assembly.add(key(), target(need), cut(need, part), 10.0, 0.0)
+    assert done is not None
+    assert assembly.held_bytes == WHOLE.nbytes
+    assert np.array_equal(done.tensors[7], 4 * WHOLE)
+    assembly.finish(key())
+    assert assembly.held_bytes == 0
+
+
+@pytest.mark.parametrize("activation", ["NONE", "RELU", "RELU6", "RELU_N1_TO_1"])
+def test_the_activation_is_applied_once_to_the_sum(activation: str) -> None:
+    """Addends of both signs: the sum is cut off, no addend is, and what was received stays as it was."""
+    limits = {"NONE": (None, None), "RELU": (0, None), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}[activation]
+    need = Need(7, ((0, 4),), (Source(0, 0, ((0, 4),)), Source(0, 1, ((0, 4),))), sums=True, activation=activation)
+    addends = [np.array([-9, 8, -3, 0.5], np.float32), np.array([10, -3, 1, 0.25], np.float32)]
+    kept = [addend.copy() for addend in addends]
+    assembly, done = Assembly(LIMIT_BYTES), None
+    for part in (1, 0):
+        done = assembly.add(key(), target(need), Arrival((0, part), (Piece(7, ((0, 4),), addends[part]),)), 10.0, 0.0)
+    assert done is not None
+    assert np.array_equal(done.tensors[7], np.clip(addends[0] + addends[1], *limits))
+    assert all(np.array_equal(one, other) for one, other in zip(addends, kept, strict=True))
+
+
 def test_several_tensors_from_several_stages() -> None:
     """A shard fires when all of its tensors are whole, a skip from further back included."""
     needs = (one(7, (0, 0)), one(3, (ORIGIN, 0)))

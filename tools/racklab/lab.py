@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from tools.racklab import cgroups
 from tools.racklab.cgroups import CpuGroups
 
 INSIDE = "MESHLAB_INSIDE"
+ROOTLESS = "MESHLAB_ROOTLESS"
 NETWORK = "10.77.0"
 FIRST_HOST = 10
 GRACE_S = 3.0
@@ -35,6 +37,7 @@ class Device:
         self.name = f"d{index:02d}"
         self.address = f"{NETWORK}.{FIRST_HOST + index}"
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.limits: dict[int, int] = dict(lab.limits)
         self._lab = lab
         self._procs = lab.groups.add(self.name, lab.cpu) if lab.groups is not None else None
 
@@ -89,26 +92,35 @@ class Device:
 
     def unplug(self) -> None:
         """Take the cable out at the switch."""
-        _ip(f"link set {self._port} down")
+        _ip(f"link set {self.port} down")
 
     def plug(self) -> None:
         """Put the cable back."""
-        _ip(f"link set {self._port} up")
+        _ip(f"link set {self.port} up")
 
     def limit_cpu(self, cpu: float) -> None:
         """Change the device's share of a processor; 0 lifts the limit."""
         if self._lab.groups is not None:
             self._lab.groups.limit(self.name, cpu)
 
+    def mute(self) -> None:
+        """Drop everything the device sends; it still hears. `shape` ends it."""
+        self._drop(("ip", "netns", "exec", self.name), "eth0", 1.0)
+
+    def deafen(self) -> None:
+        """Drop everything sent to the device; it still speaks. `shape` ends it."""
+        self._drop((), self.port, 1.0)
+
     @property
-    def _port(self) -> str:
+    def port(self) -> str:
+        """The switch's end of the cable."""
         return f"p{self.index}"
 
     def wire(self) -> None:
         """Make the namespace, its cable to the bridge, its address, its shaping."""
         _ip(f"netns add {self.name}")
-        _ip(f"link add {self._port} type veth peer name eth0 netns {self.name}")
-        _ip(f"link set {self._port} master br0 up")
+        _ip(f"link add {self.port} type veth peer name eth0 netns {self.name}")
+        _ip(f"link set {self.port} master br0 up")
         inside = f"-n {self.name}"
         _ip(f"{inside} link set lo up")
         _ip(f"{inside} address add {self.address}/24 dev eth0")
@@ -118,7 +130,7 @@ class Device:
 
     def shape(self, rate: str, loss: float) -> None:
         """Limit both directions to `rate` (tc's words, "" for none) and drop `loss` (0 to 1) of the packets."""
-        for prefix, link in (((), self._port), (("ip", "netns", "exec", self.name), "eth0")):
+        for prefix, link in (((), self.port), (("ip", "netns", "exec", self.name), "eth0")):
             _quiet([*prefix, "tc", "qdisc", "del", "dev", link, "root"])
             _quiet([*prefix, "tc", "qdisc", "del", "dev", link, "clsact"])
             segments = "1" if rate or loss else "65535"
@@ -127,8 +139,14 @@ class Device:
                 shaped = ["tbf", "rate", rate, "burst", "16kb", "latency", "50ms"]
                 _run([*prefix, "tc", "qdisc", "add", "dev", link, "root", *shaped])
             if loss:
-                _run([*prefix, "tc", "qdisc", "add", "dev", link, "clsact"])
-                _run([*prefix, "tc", "filter", "add", "dev", link, "egress", "bpf", *_dropper(loss), "direct-action"])
+                self._drop(prefix, link, loss)
+
+    @staticmethod
+    def _drop(prefix: Sequence[str], link: str, loss: float) -> None:
+        """Drop a share of what goes out of one end of the cable."""
+        _quiet([*prefix, "tc", "qdisc", "del", "dev", link, "clsact"])
+        _run([*prefix, "tc", "qdisc", "add", "dev", link, "clsact"])
+        _run([*prefix, "tc", "filter", "add", "dev", link, "egress", "bpf", *_dropper(loss), "direct-action"])
 
     def ask_to_end(self) -> None:
         """Ask the device's processes to end."""
@@ -150,6 +168,8 @@ class Device:
         """In the new process, before its program: die with the parent, take the device's share, network and name."""
         if self._procs is not None:
             self._procs.write_text("0")
+        for what, most in self.limits.items():
+            resource.setrlimit(what, (most, most))
         self._visit()
 
     def _visit(self) -> None:
@@ -166,12 +186,21 @@ class Device:
 class Lab:
     """A switch and `count` devices; a context manager."""
 
-    def __init__(self, count: int, *, rate: str = "", cpu: float = 0.0, loss: float = 0.0) -> None:
-        """`rate` as tc says it (`100mbit`), `cpu` as a share of one processor (0: no limit), `loss` from 0 to 1."""
+    def __init__(
+        self, count: int, *, rate: str = "", cpu: float = 0.0, loss: float = 0.0, memory_bytes: int = 0
+    ) -> None:
+        """`rate` as tc says it (`100mbit`), `cpu` as a share of one processor (0: no limit), `loss` from 0 to 1.
+
+        `memory_bytes` bounds what each process on a device may allocate (RLIMIT_DATA; 0: no limit).
+        """
         if os.environ.get(INSIDE) is None:
             raise RuntimeError("a lab lives inside the rack: start this with tools/rack")
+        if cpu and os.environ.get(ROOTLESS) is not None:
+            raise RuntimeError("shares of a processor need root; without it, leave --cpu out")
         self.rate, self.cpu, self.loss = rate, cpu, loss
-        self.groups = CpuGroups(os.environ[INSIDE]) if os.geteuid() == 0 and cpu else None
+        self.limits = {resource.RLIMIT_DATA: memory_bytes} if memory_bytes else {}
+        self.groups = CpuGroups(os.environ[INSIDE]) if cpu else None
+        self._apart: list[Device] = []
         self._count = count
         self.devices: list[Device] = []
 
@@ -180,13 +209,31 @@ class Lab:
         _run(["mount", "-t", "tmpfs", "tmpfs", "/run"])
         Path("/run/netns").mkdir()
         _ip("link set lo up")
-        _ip("link add br0 type bridge forward_delay 0 stp_state 0 mcast_snooping 0")
-        _ip("link set br0 up")
+        _switch("br0")
         _ip(f"address add {NETWORK}.1/24 dev br0")
         for index in range(self._count):
             self.devices.append(Device(index, self))
             self.devices[-1].wire()
         return self
+
+    def split(self, devices: Sequence[Device]) -> None:
+        """Move devices to a switch of their own: two halves that do not see each other."""
+        _switch("br1")
+        for device in devices:
+            _ip(f"link set {device.port} master br1")
+        self._apart = list(devices)
+
+    def heal(self) -> None:
+        """Put everybody on one switch again."""
+        for device in self._apart:
+            _ip(f"link set {device.port} master br0")
+        self._apart = []
+        _quiet(["ip", "link", "del", "br1"])
+
+    def stop_multicast(self) -> None:
+        """From now on the switch passes on no multicast, like many a wireless network."""
+        for device in self.devices:
+            _ip(f"link set {device.port} type bridge_slave mcast_flood off")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -199,6 +246,7 @@ class Lab:
         for device in self.devices:
             _quiet(["ip", "netns", "del", device.name])
         _quiet(["ip", "link", "del", "br0"])
+        _quiet(["ip", "link", "del", "br1"])
         _quiet(["umount", "/run"])
         if self.groups is not None:
             self.groups.close()
@@ -215,6 +263,11 @@ def _dropper(loss: float) -> list[str]:
     """A classic BPF program that drops a share of the packets: the kernel here may have no netem."""
     threshold = min(2**32 - 1, int(loss * 2**32))
     return ["bytecode", f"4,32 0 0 4294963256,53 0 1 {threshold},6 0 0 0,6 0 0 2"]
+
+
+def _switch(name: str) -> None:
+    _ip(f"link add {name} type bridge forward_delay 0 stp_state 0 mcast_snooping 0")
+    _ip(f"link set {name} up")
 
 
 def _ip(words: str) -> None:

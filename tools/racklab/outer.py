@@ -11,39 +11,50 @@ import sys
 from collections.abc import Sequence
 
 from tools.racklab import cgroups
-from tools.racklab.lab import INSIDE, PR_SET_PDEATHSIG
+from tools.racklab.lab import INSIDE, PR_SET_PDEATHSIG, ROOTLESS
 
 NEEDED = ("ip", "tc", "unshare", "mount")
 BRIDGE = ("sh", "-c", "ip link add br0 type bridge && ip link add p0 type veth peer name p1")
 SHAPER = ("tc", "qdisc", "add", "dev", "lo", "root", "tbf", "rate", "1mbit", "burst", "16kb", "latency", "50ms")
 SIGNAL_EXIT = 128
+SPACES = ("unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc")
+# Root of one's own namespaces: enough for switches, cables, rates and loss.
+OWN_ROOT = ("--user", "--map-root-user")
 
 
-def missing() -> str:
-    """Why no rack can be had here, in one line; "" where it can."""
+def missing(*, quota: bool = True) -> str:
+    """Why no rack can be had here, in one line; "" where it can. Without `quota`, no shares of a processor."""
     absent = [tool for tool in NEEDED if shutil.which(tool) is None]
     if absent:
         return f"the rack needs {', '.join(absent)} (Debian: iproute2, util-linux, mount)"
-    if os.geteuid() != 0:
-        return "the rack needs root for its network namespaces and processor shares"
-    spaces = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--mount-proc"]
+    if os.geteuid() != 0 and quota:
+        return "the rack needs root for its processor shares; without --cpu it may do without"
+    spaces = _spaces()
     for step, what in ((["true"], "namespaces"), (BRIDGE, "bridge or virtual cables"), (SHAPER, "token bucket")):
         done = subprocess.run([*spaces, *step], capture_output=True, check=False)
         if done.returncode:
             return f"the kernel gives no {what} here"
-    return cgroups.missing()
+    return cgroups.missing() if quota else ""
 
 
-def enter(command: Sequence[str]) -> int:
-    """Run a command inside fresh network, mount and process namespaces; its exit status."""
-    reason = missing()
+def _spaces() -> list[str]:
+    return [*SPACES, *(() if os.geteuid() == 0 else OWN_ROOT)]
+
+
+def enter(command: Sequence[str], *, quota: bool = True) -> int:
+    """Run a command inside fresh network, mount and process namespaces; its exit status.
+
+    Without `quota` no root is needed, and no device gets a share of a processor.
+    """
+    reason = missing(quota=quota)
     if reason:
         sys.exit(f"rack: {reason}")
-    cgroups.collect_garbage()
-    spaces = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
+    rootless = {} if os.geteuid() == 0 else {ROOTLESS: "1"}
+    if not rootless:
+        cgroups.collect_garbage()
     process = subprocess.Popen(
-        [*spaces, *command],
-        env={**os.environ, INSIDE: cgroups.stamp(os.getpid())},
+        [*_spaces(), "--kill-child", *command],
+        env={**os.environ, INSIDE: cgroups.stamp(os.getpid()), **rootless},
         preexec_fn=_die_with_parent,  # noqa: PLW1509 - one thread
     )
     received: list[int] = []

@@ -200,6 +200,11 @@ class Host:
         if self.mind is not None:
             self.take(lambda mind, now: mind.on_deadline(now))
 
+    def publish(self) -> None:
+        """The device measured itself anew: its row changes."""
+        capability = msgspec.structs.replace(self.cluster.me.capability, speed=self.cluster.me.capability.speed + 1.0)
+        self.post(lambda mind, now: list(mind.cluster.set_capability(capability, now)))
+
     def set_load(self, load: Load) -> None:
         """The device was measured."""
         self.post(lambda mind, now: list(mind.cluster.set_load(load, now)))

@@ -162,7 +162,7 @@ class Mesh:
     def views_equal(self, among: Iterable[int] | None = None) -> bool:
         """Whether each of these devices (all that run) lists exactly all of them, ALIVE."""
         hosts = self._those(among)
-        ids = tuple(host.id for host in hosts)
+        ids = tuple(sorted(host.id for host in hosts))
         return all(
             host.cluster.alive == ids and all(host.cluster.members[one].state is MemberState.ALIVE for one in ids)
             for host in hosts
@@ -203,10 +203,11 @@ class Mesh:
         lines = []
         for host in self.running:
             cluster = host.cluster
-            rows = {self.peers[device].index: row.state.value for device, row in cluster.members.items()}
+            rows = sorted((self.peers[device].index, row.state.value) for device, row in cluster.members.items())
+            others = " ".join(f"{index}:{state}" for index, state in rows if state != "alive")
             leader = None if cluster.leader is None else self.peers[cluster.leader].index
-            lines.append(f"  {host.index}: leader {leader} term {cluster.term} {rows}")
-        return "\n".join(lines[:20])
+            lines.append(f"  {host.index}: leader {leader} term {cluster.term}, {len(rows)} rows {others[:100]}")
+        return "\n".join(lines[:12])
 
     def _those(self, among: Iterable[int] | None) -> list[Host]:
         return self.running if among is None else [self.hosts[index] for index in among]

@@ -1,0 +1,261 @@
+"""A run of chaos: a schedule of faults carried out on a mesh that is asked all the while."""
+
+from __future__ import annotations
+
+import json
+import signal
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tools.acceptance.field import Station, pause, until
+from tools.chaos.rig import Options, Rig, percentile
+from tools.chaos.schedule import Fault, Kind
+
+CONVERGE_S = 30.0
+SAMPLE_S = 5.0
+CALM_S = 5.0
+PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a process held at a time: resident memory, open descriptors, threads."""
+
+    at_s: float
+    rss_mb: float
+    descriptors: int
+    threads: int
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of a run."""
+
+    seed: int
+    seconds: float
+    faults: Sequence[Fault]
+    counts: dict[str, int] = field(default_factory=dict)
+    converged_s: float | None = None
+    broken: list[str] = field(default_factory=list)
+    rerouted_s: list[float] = field(default_factory=list)
+    latencies_ms: list[float] = field(default_factory=list)
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+    terms: list[int] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was lost, doubled or wrong, and the mesh converged in time."""
+        clean = all(self.counts.get(key, 1) == 0 for key in ("lost", "doubled", "wrong"))
+        return clean and self.counts["requests"] > 0 and self.converged_s is not None and not self.broken
+
+    @property
+    def line(self) -> str:
+        """The summary."""
+        count = self.counts
+        kinds = {kind: sum(1 for fault in self.faults if fault.kind is kind) for kind in Kind}
+        told = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
+        met = f"converged in {self.converged_s:.1f} s" if self.converged_s is not None else "NOT converged"
+        return (
+            f"chaos seed {self.seed}: {'pass' if self.passed else 'FAIL'}; {self.seconds:.0f} s, {len(self.faults)} "
+            f"faults ({told}); {count.get('requests', 0)} requests: {count.get('lost', '?')} lost, "
+            f"{count.get('doubled', '?')} doubled, {count.get('wrong', '?')} wrong; {met}"
+        )
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        return {
+            "passed": self.passed,
+            "summary": self.line,
+            "broken": self.broken,
+            "counts": self.counts,
+            "converged_s": self.converged_s,
+            "terms_first_last": [self.terms[0], self.terms[-1]] if self.terms else [],
+            "latency_ms": {f"p{share:g}": percentile(self.latencies_ms, share / 100) for share in (50, 95, 99, 100)},
+            "retried": len(self.rerouted_s),
+            "retried_s": {f"p{share:g}": percentile(self.rerouted_s, share / 100) for share in (50, 99, 100)},
+            "held": {name: _drift(samples) for name, samples in self.samples.items()},
+            "faults": [fault.line for fault in self.faults],
+        }
+
+
+class Storm:
+    """Carries out the faults of a schedule."""
+
+    def __init__(self, rig: Rig, report: Report) -> None:
+        """`rig` serves and is asked already."""
+        self._rig = rig
+        self._report = report
+        self._sampled_s = 0.0
+
+    def run(self) -> None:
+        """Every fault and its healing at its time; then wait until the mesh is one again."""
+        began = time.monotonic()
+        for at_s, fault, heals in steps(self._report.faults):
+            self._rest(began + at_s)
+            (self._heal if heals else self._begin)(fault)
+        self._rest(began + self._report.seconds)
+        with suppress(TimeoutError):
+            self._report.converged_s = round(until(self._rig.converged, CONVERGE_S, "one mesh again"), 1)
+        self._rest(time.monotonic() + CALM_S)
+
+    def _rest(self, until_s: float) -> None:
+        """Wait, sampling what the origins hold."""
+        while (left := until_s - time.monotonic()) > 0:
+            if time.monotonic() - self._sampled_s > SAMPLE_S:
+                self._sample()
+            pause(max(0.0, min(left, 0.5)))
+
+    def _sample(self) -> None:
+        self._sampled_s = time.monotonic()
+        for station in self._rig.origins:
+            if station.process is not None and not station.dead():
+                taken = sample(station.process.pid, self._sampled_s)
+                self._report.samples.setdefault(station.name, []).append(taken)
+            elif f"the node of {station.name} ended" not in self._report.broken:
+                self._report.broken.append(f"the node of {station.name} ended")
+        if term := self._rig.origins[0].look().get("term"):
+            self._report.terms.append(int(term))
+
+    def _begin(self, fault: Fault) -> None:
+        print(fault.line, flush=True)  # noqa: T201 - a run tells what it does
+        _BEGIN[fault.kind](self._rig, [self._rig.stations[index] for index in fault.devices], fault)
+
+    def _heal(self, fault: Fault) -> None:
+        _HEAL[fault.kind](self._rig, [self._rig.stations[index] for index in fault.devices])
+
+
+def steps(faults: Sequence[Fault]) -> list[tuple[float, Fault, bool]]:
+    """When what begins (False) and is healed (True), in order; what is healed goes before what begins."""
+    rows = [(f.at_s, f, False) for f in faults] + [(f.healed_s, f, True) for f in faults]
+    return sorted(rows, key=lambda row: (row[0], not row[2], row[1].at_s))
+
+
+def storm(options: Options, seconds: float, faults: Sequence[Fault]) -> Report:
+    """A run of chaos in a rack of its own."""
+    report = Report(options.seed, seconds, faults)
+    with Rig(options, "chaos") as rig:
+        try:
+            rig.serve()
+            Storm(rig, report).run()
+        except (RuntimeError, TimeoutError, OSError) as error:
+            report.broken.append(f"{type(error).__name__}: {error}")
+        try:
+            report.counts = rig.end()
+        except RuntimeError as error:
+            report.broken.append(str(error))
+        requests = rig.requests()
+        report.latencies_ms = [round((r.ended_s - r.began_s) * 1000, 1) for r in requests]
+        report.rerouted_s = [round(r.ended_s - r.began_s, 3) for r in requests if r.attempts > 1]
+        report.broken += sorted({r.outcome for r in requests if r.outcome != "ok"})
+    return report
+
+
+def write(report: Report, path: Path) -> None:
+    """The report as JSON, and what it says in text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report.figures, indent=1) + "\n", encoding="utf-8")
+    rows = {key: value for key, value in report.figures.items() if key not in {"summary", "faults"}}
+    print("\n".join(f"{key}: {value}" for key, value in rows.items()))  # noqa: T201 - the report
+    print(report.line, flush=True)  # noqa: T201 - the summary
+
+
+def sample(pid: int, at_s: float) -> Sample:
+    """What a process holds now."""
+    folder = Path(f"/proc/{pid}")
+    pages = int((folder / "statm").read_text().split()[1])
+    threads = len(list((folder / "task").iterdir()))
+    return Sample(at_s, round(pages * PAGE_BYTES / 1e6, 2), len(list((folder / "fd").iterdir())), threads)
+
+
+def _drift(samples: Sequence[Sample]) -> dict[str, float | list[float]]:
+    """Medians of the second and the last quarter, and what the memory's fitted line rises in an hour."""
+    quarter = max(1, len(samples) // 4)
+    early, late = samples[quarter : 2 * quarter] or samples, samples[-quarter:]
+    pairs: dict[str, float | list[float]] = {}
+    for name in ("rss_mb", "descriptors", "threads"):
+        pairs[name] = [statistics.median(getattr(one, name) for one in part) for part in (early, late)]
+    later = samples[quarter:]
+    if len(later) > 1:
+        slope = statistics.linear_regression([s.at_s for s in later], [s.rss_mb for s in later]).slope
+        pairs["rss_mb_per_hour"] = round(slope * 3600, 1)
+    return pairs
+
+
+def _end_nodes(_: Rig, stations: list[Station], __: Fault) -> None:
+    for station in stations:
+        station.kill()
+
+
+def _start_nodes(_: Rig, stations: list[Station]) -> None:
+    for station in stations:
+        station.start()
+
+
+def _pull(_: Rig, stations: list[Station], __: Fault) -> None:
+    for station in stations:
+        assert station.rack is not None
+        station.rack.unplug()
+
+
+def _put(_: Rig, stations: list[Station]) -> None:
+    for station in stations:
+        assert station.rack is not None
+        station.rack.plug()
+
+
+def _split(rig: Rig, stations: list[Station], _: Fault) -> None:
+    rig.rack.split([station.rack for station in stations if station.rack is not None])
+
+
+def _join(rig: Rig, _: list[Station]) -> None:
+    rig.rack.heal()
+
+
+def _lose(rig: Rig, stations: list[Station], fault: Fault) -> None:
+    for station in stations:
+        assert station.rack is not None
+        station.rack.shape(rig.setting.rate, fault.loss)
+
+
+def _lose_no_more(rig: Rig, stations: list[Station]) -> None:
+    for station in stations:
+        assert station.rack is not None
+        station.rack.shape(rig.setting.rate, 0.0)
+
+
+def _freeze(_: Rig, stations: list[Station], __: Fault) -> None:
+    _signal(stations, signal.SIGSTOP)
+
+
+def _thaw(_: Rig, stations: list[Station]) -> None:
+    _signal(stations, signal.SIGCONT)
+
+
+def _signal(stations: list[Station], number: signal.Signals) -> None:
+    for station in stations:
+        if station.process is not None and not station.dead():
+            station.process.send_signal(number)
+
+
+_BEGIN: dict[Kind, Callable[[Rig, list[Station], Fault], None]] = {
+    Kind.KILL: _end_nodes,
+    Kind.RESTART: _end_nodes,
+    Kind.UNPLUG: _pull,
+    Kind.PARTITION: _split,
+    Kind.LOSS: _lose,
+    Kind.STOP: _freeze,
+}
+_HEAL: dict[Kind, Callable[[Rig, list[Station]], None]] = {
+    Kind.KILL: _start_nodes,
+    Kind.RESTART: _start_nodes,
+    Kind.UNPLUG: _put,
+    Kind.PARTITION: _join,
+    Kind.LOSS: _lose_no_more,
+    Kind.STOP: _thaw,
+}

@@ -1,0 +1,288 @@
+"""The mutants: each breaks one rule in one line, and must be noticed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MEMBERSHIP = "tests/cluster/test_membership.py"
+ELECTION = "tests/cluster/test_election.py"
+LEDGER = "tests/node/test_ledger.py"
+ASSEMBLY = "tests/node/test_assembly.py"
+PLANS = "tests/node/test_plans.py"
+LEADER = "tests/node/test_leader.py"
+SHARDS = "tests/node/test_shards.py"
+CORE = "tests/node/test_core.py"
+CONTACTS = "tests/node/test_contacts.py"
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """A rule, the line that keeps it, the line that breaks it, and the tests that are directed at it."""
+
+    rule: str
+    path: str
+    line: str
+    broken: str
+    tests: str
+
+
+def _cluster(rule: str, module: str, line: str, broken: str, tests: str = MEMBERSHIP) -> Mutant:
+    return Mutant(rule, f"meshnn/cluster/{module}.py", line, broken, tests)
+
+
+def _node(rule: str, module: str, line: str, broken: str, tests: str) -> Mutant:
+    return Mutant(rule, f"meshnn/node/{module}.py", line, broken, tests)
+
+
+MUTANTS = (
+    _cluster(
+        "R1 who is isolated accuses nobody", "judging", "row is not None and not self.isolated", "row is not None"
+    ),
+    _cluster(
+        "R1 isolation restarts every suspicion",
+        "judging",
+        "            self._isolated_at = None\n            self._restart(now)",
+        "            self._isolated_at = None",
+    ),
+    _cluster("R2 who slept judges nobody", "cluster", "now - self._deadline > STALL_S", "now - self._deadline > 1e9"),
+    _cluster(
+        "R2 a sleep restarts every suspicion",
+        "judging",
+        "self._watched.clear()\n        self._restart(now)",
+        "self._watched.clear()",
+    ),
+    _cluster("R4 the accused hears of it at once", "membership", "self.post.echo(source, now)", "pass"),
+    _cluster("R5 the dead are tried again", "seeking", "        if dead:", "        if dead and now < 0:"),
+    _cluster("R6 nobody is buried who was heard", "judging", "heard = self._heard_since(suspicion)", "heard = False"),
+    _cluster("R6 a last word before the burial", "judging", "elif suspicion.grace_until is None:", "elif now < 0:"),
+    _cluster(
+        "R7 two hosts' word buries at once", "judging", "len(suspicion.observers) >= 2", "len(suspicion.observers) >= 9"
+    ),
+    _cluster(
+        "R7 one host's word does not", "judging", "len(suspicion.observers) >= 2", "len(suspicion.observers) >= 1"
+    ),
+    _cluster(
+        "own suspects are asked every interval",
+        "judging",
+        "                self._prober.ping(device)\n        self._reprobe_at",
+        "                pass\n        self._reprobe_at",
+    ),
+    _cluster("missing noes raise the own score", "probing", "max(0, probe.relays - probe.nacks)", "0"),
+    _cluster("relays are asked", "probing", "        for relay in relays:\n", "        for relay in relays[:0]:\n"),
+    _cluster("confirmers shorten a suspicion", "suspicion", "max_s - share * (max_s - min_s)", "max_s"),
+    _cluster("an accuser counts once", "suspicion", "accuser not in self.accusers and len", "len"),
+    _cluster("a refutation outbids", "membership", "incarnation=incarnation + 1", "incarnation=incarnation"),
+    _cluster(
+        "a refutation is stored",
+        "membership",
+        "            self.post.effects.append(PersistIncarnation(mine.incarnation))",
+        "            pass",
+    ),
+    _cluster("a former life is refused", "membership", "if row.boot_id != boot:", "if not row.boot_id:"),
+    _cluster(
+        "an old incarnation accuses nobody",
+        "judging",
+        "if row is None or rumour.incarnation < row.incarnation:\n            return\n        suspicion",
+        "if row is None:\n            return\n        suspicion",
+    ),
+    _cluster(
+        "a remote death is a suspicion",
+        "membership",
+        "self.on_rumour(Suspect(row.device_id, row.incarnation, source), now)\n        else",
+        "self.on_rumour(Dead(row.device_id, row.incarnation, source), now)\n        else",
+    ),
+    _cluster("tables that differ are exchanged", "anti_entropy", "if ours != theirs)", "if ours > theirs)"),
+    _cluster(
+        "a vote leaves when it is on disk",
+        "election",
+        "            self._owed = (candidate, term)\n\n",
+        "            self._post.send(candidate, VoteReply(term, True, term))\n\n",
+        ELECTION,
+    ),
+    _cluster(
+        "a repeated vote waits for the disk too",
+        "election",
+        "self._safe_term < term:",
+        "self._safe_term < 0:",
+        ELECTION,
+    ),
+    _cluster(
+        "one vote a term",
+        "election",
+        "elif term <= self._term or not self._free_for",
+        "elif term < self._term or not self._free_for",
+        ELECTION,
+    ),
+    _cluster(
+        "a live lease follows nobody else",
+        "election",
+        "return term >= self._term and not held",
+        "return term >= self._term",
+        ELECTION,
+    ),
+    _cluster(
+        "a live lease refuses pre-votes",
+        "election",
+        "granted = term > self._term and self._free_for(source, now)",
+        "granted = term > self._term",
+        ELECTION,
+    ),
+    _cluster(
+        "a leader without answers steps down", "election", "if not self._has_quorum(now):", "if now < 0:", ELECTION
+    ),
+    _cluster("a majority elects", "candidacy", "trusted // 2", "0", ELECTION),
+    _cluster(
+        "a leader that slept steps down",
+        "election",
+        "if self.leading and late_s >= QUORUM_S:",
+        "if self.leading and late_s >= 1e9:",
+        ELECTION,
+    ),
+    _cluster("of two leaders the lesser yields", "election", "self._me) < merit(", "self._me) > merit(", ELECTION),
+    _cluster(
+        "a new term exceeds all known", "election", "max(self._term, self._known_term) + 1", "self._term + 1", ELECTION
+    ),
+    _cluster(
+        "a restarted leader leads no more",
+        "election",
+        "        if device == self.leader:\n            self._lose_leader(now)\n\n    def on_stall",
+        "        if device == self._me:\n            self._lose_leader(now)\n\n    def on_stall",
+        ELECTION,
+    ),
+    _node(
+        "an older plan is not prepared",
+        "plans",
+        "if known is not None and main.epoch < known:",
+        "if known is not None and main.epoch == ():",
+        PLANS,
+    ),
+    _node(
+        "an older plan is not activated",
+        "plans",
+        "if current is not None and main.epoch < current.plans.main.epoch:",
+        "if current is not None and main.epoch == ():",
+        PLANS,
+    ),
+    _node("a plan for another life is refused", "plans", "if lives - {self._boot}:", "if lives - lives:", PLANS),
+    _node(
+        "prepared implies servable",
+        "plans",
+        "entries = [self._active.get(model), self._prepared.get(model)]\n        entries +=",
+        "entries = [self._active.get(model)]\n        entries +=",
+        PLANS,
+    ),
+    _node(
+        "a replaced plan drains",
+        "plans",
+        "self._draining[current.plans.main.epoch] = (current, now + DRAIN_S)",
+        "pass",
+        PLANS,
+    ),
+    _node(
+        "a contingency serves when it is loaded", "plans", "if plan.epoch in entry.ready)]", "if plan.epoch)]", PLANS
+    ),
+    _node("a plan serves when all have loaded it", "leader", "if not job.complete():", "if job.plans is None:", LEADER),
+    _node(
+        "a job without its device ends",
+        "leader",
+        "if lost or job.digest != record.digest:",
+        "if job.digest != record.digest:",
+        LEADER,
+    ),
+    _node(
+        "who refused is planned without",
+        "leader",
+        "if (model, device, member.boot_id) not in self._refused",
+        "if device",
+        LEADER,
+    ),
+    _node(
+        "a new device must be steady first",
+        "leader",
+        "for device, boot, _, _ in fresh) + STABLE_S",
+        "for device, boot, _, _ in fresh)",
+        LEADER,
+    ),
+    _node(
+        "shards stay within the budget",
+        "shards",
+        "        if missing <= 0:\n            return []",
+        "        if missing <= 10**12:\n            return []",
+        SHARDS,
+    ),
+    _node(
+        "one answer a request",
+        "ledger",
+        "        self._forget(entry)\n        return effects + self._pump(entry.model, now)\n\n    def on_unwanted",
+        "        return effects + self._pump(entry.model, now)\n\n    def on_unwanted",
+        LEDGER,
+    ),
+    _node(
+        "an answer is of its attempt's plan",
+        "ledger",
+        "attempt is None or attempt.plan.epoch != epoch",
+        "attempt is None",
+        LEDGER,
+    ),
+    _node(
+        "evidence starts attempts again",
+        "ledger",
+        "if device in attempt.devices and device in self._doubts.hard",
+        "if device in () and device in self._doubts.hard",
+        LEDGER,
+    ),
+    _node(
+        "impatience keeps to its budget", "ledger", "if self._budget.spend(now, forced=False):", "if now > 0:", LEDGER
+    ),
+    _node(
+        "an origin keeps to its share",
+        "ledger",
+        "self._inside.get(way[0].epoch, 0) < way[0].share",
+        "way[0].share",
+        LEDGER,
+    ),
+    _node(
+        "a device of another life is not used",
+        "doubts",
+        "return known is not None and known != plan.lives()[device]",
+        "return False",
+        LEDGER,
+    ),
+    _node("a refused epoch waits", "ledger", "entry.refused[attempt.plan.epoch] = now + wait_s", "pass", LEDGER),
+    _node(
+        "a superseded attempt is dropped",
+        "assembly",
+        "(-1, 0.0))[0] >= key.passage.attempt",
+        "(-1, 0.0))[0] > 10**9",
+        ASSEMBLY,
+    ),
+    _node(
+        "a shard runs once for an attempt",
+        "assembly",
+        "if self.superseded(key) or key in self._fired:",
+        "if self.superseded(key):",
+        ASSEMBLY,
+    ),
+    _node(
+        "a slice that came twice counts once",
+        "assembly",
+        "return entry is None or source not in entry.arrived",
+        "return True",
+        ASSEMBLY,
+    ),
+    _node(
+        "addends are summed in their order",
+        "assembly",
+        "due = self.waiting.pop((following.stage, following.part), None)",
+        "due = self.waiting.pop(next(iter(self.waiting), None), None)",
+        ASSEMBLY,
+    ),
+    _node(
+        "plans count on linked devices only",
+        "contacts",
+        "self._linked.get(device) == member.boot_id or",
+        "self._linked.get(device) is not None or",
+        CONTACTS,
+    ),
+)
+"""All of them; `python -m tools.simulate.mutants` applies each to a copy of the tree."""
