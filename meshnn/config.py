@@ -30,6 +30,9 @@ DEFAULT_HTTP_PORT = 7767
 SYSTEM_FILE = Path("/etc/meshnn/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LONGEST_NAME = 64
+# What a person writes is far shorter; the time and memory of reading a line of dotted keys grow with its square.
+_FILE_LENGTH_MAX = 64 * 1024
+_LINE_LENGTH_MAX = 2000
 
 HostPort = tuple[str, int]
 """A host name or address, and a TCP port."""
@@ -61,17 +64,17 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
 
 def parse_size(value: object) -> int:
     """Bytes from `256MB` (10^6), `1GiB` (2^30), `1.5GB` or a plain number; raises ValueError."""
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**63:
         return value
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([KMGT])(i?))?B?", str(value).strip(), re.IGNORECASE | re.ASCII)
     if not match or isinstance(value, bool):
         raise ValueError("no size: say 256MB, 2GB or 1GiB")
     number, prefix, binary = match.groups()
     power = "KMGT".index(prefix.upper()) + 1 if prefix else 0
-    size_bytes = int(float(number) * (1024 if binary else 1000) ** power)
-    if size_bytes < 1:
-        raise ValueError("no size: it must be more than nothing")
-    return size_bytes
+    size = float(number) * (1024 if binary else 1000) ** power
+    if not 1 <= size < 2**63:
+        raise ValueError("no size: it must be more than nothing, and less than any disk")
+    return int(size)
 
 
 def parse_host_port(value: object) -> HostPort:
@@ -128,7 +131,10 @@ def parse_folder(value: object) -> Path:
     """A folder, absolute, `~` meaning the home folder; raises ValueError."""
     if not isinstance(value, (str, os.PathLike)) or not str(value).strip() or "\0" in str(value):
         raise ValueError("not a folder")
-    return Path(value).expanduser().absolute()
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("a folder in the home of nobody known here") from None
 
 
 def parse_level(value: object) -> str:
@@ -194,9 +200,11 @@ def from_environment(environ: Mapping[str, str]) -> Source:
 
 def from_toml(text: str, place: str) -> Source:
     """The settings of one file's text; `place` names the file in errors."""
+    if len(text) > _FILE_LENGTH_MAX or any(len(line) > _LINE_LENGTH_MAX for line in text.splitlines()):
+        raise UsageError(f"{place}: too long: at most {_FILE_LENGTH_MAX} characters, {_LINE_LENGTH_MAX} in a line")
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number of too many digits, lists too deep
         raise UsageError(f"{place}: not TOML: {error}") from None
     return _checked(Source(values, {key: f"{place}: {key}" for key in values}), {key: key for key in SETTINGS})
 
@@ -227,10 +235,18 @@ def compose(sources: Iterable[Source]) -> dict[str, object]:
             try:
                 fields[SETTINGS[key].field] = SETTINGS[key].parse(source.values[key])
             except ValueError as error:
-                lines.append(f"{source.places[key]}: {str(source.values[key])[:80]!r} is {error}")
+                lines.append(f"{source.places[key]}: {_shown(source.values[key])} is {error}")
     if lines:
         raise UsageError("\n".join(lines))
     return fields
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value, quoted, for a line to a person."""
+    try:
+        return repr(str(value)[:80])
+    except ValueError:  # Python shows no number of more than 4300 digits
+        return "this number"
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], *, system_file: Path = SYSTEM_FILE) -> Config:

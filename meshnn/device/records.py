@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -21,14 +22,17 @@ NOTE = "node.json"
 _LOCK = "lock"
 _RECORD_BYTES_MAX = 32 << 20
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,31}")
+# What msgspec raises on damaged JSON: a text that is no UTF-8 and one nested too deep are not its DecodeError.
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 
 
 class NodeNote(msgspec.Struct, frozen=True):
     """How a command on this machine reaches its running node; readable by its user alone, for the token's sake."""
 
-    port: int
-    http_port: int
-    pid: int
+    port: _Port
+    http_port: _Port
+    pid: Annotated[int, msgspec.Meta(ge=1, lt=2**31)]
     device_id: str
     token: str
 
@@ -92,7 +96,7 @@ def load_record(folder: Path, name: str) -> dict[str, object]:
         return {}
     except OSError as error:
         raise refused(path, error) from None
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         raise NodeError(f"{path} is damaged: remove it to start without it") from None
 
 
@@ -124,15 +128,13 @@ def running_node(folder: Path) -> NodeNote | None:
     """
     try:
         note = msgspec.json.decode((folder / NOTE).read_bytes(), type=NodeNote)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *_UNREADABLE):
         return None
     return note if _alive(note.pid) else None
 
 
 def _alive(pid: int) -> bool:
     """Whether a process of that number is there."""
-    if pid <= 0:
-        return False
     if sys.platform == "win32":
         return True
     try:

@@ -235,7 +235,7 @@ class Store:
             vet(card)
         except OSError as error:
             raise ModelError(f"no card at {path.name}: {error.strerror}") from None
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             self.drop("card", path.stem)
             raise ModelError(f"{path.name} is no model card: {error}") from None
         except ModelError:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from meshnn.cluster.member import DeviceId
+from meshnn.device.part import Part
 from meshnn.device.store import Store
 from meshnn.errors import MeshError, PeerError
 from meshnn.net.tasks import contained
@@ -124,7 +125,7 @@ class Transfers:
 
     async def _fetch_from(self, holder: DeviceId, wanted: Fetch, liars: set[DeviceId]) -> Path:
         """Fetch the rest of a file from one holder; one that alone gave a wrong file is among the `liars` after."""
-        part = await asyncio.to_thread(self._store.open_part, wanted.kind, wanted.key, wanted.size_bytes)
+        part = await self._open(wanted)
         alone = part.offset == 0
         try:
             while True:
@@ -142,7 +143,18 @@ class Transfers:
                     liars.add(holder)
                 raise
         finally:
-            await asyncio.to_thread(part.close)
+            part.close()  # here and now: a cancelled task gets no other thread to wait for
+
+    async def _open(self, wanted: Fetch) -> Part:
+        """The part of a file, opened in a thread; closed again where nobody waits for it any more."""
+        opening = asyncio.get_running_loop().run_in_executor(
+            None, self._store.open_part, wanted.kind, wanted.key, wanted.size_bytes
+        )
+        try:
+            return await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            opening.add_done_callback(_close_part)
+            raise
 
     async def _ask(self, holder: DeviceId, wanted: Fetch, offset_bytes: int) -> _Piece:
         """One piece of a file, whole, or PeerError."""
@@ -235,6 +247,11 @@ class Transfers:
             chunk = Chunk(want.transfer, want.offset_bytes + start, size)
             async with asyncio.timeout(SILENCE_S * 3):
                 await self._transport.send_tensors(to, chunk, [view[start : start + CHUNK_BYTES]])
+
+
+def _close_part(opening: asyncio.Future[Part]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()
 
 
 def _read(path: Path, offset_bytes: int, length_bytes: int) -> tuple[int, bytes]:

@@ -48,6 +48,7 @@ class Api:
     async def call(self, method: str, path: str, data: object = None, **query: object) -> ClientResponse:
         """One request, answered and read."""
         params = {key: str(value) for key, value in query.items()}
+        data = io.BytesIO(data) if isinstance(data, bytes) else data  # aiohttp warns of large bytes
         response = await self.client.request(method, path, data=data, params=params)
         await response.read()
         return response
@@ -68,7 +69,9 @@ class Api:
         return response.status, told["error"]["code"], told["error"]["message"]
 
 
-async def _serve(folder: Path, stock: Path, sizes: dict[str, int], up: asyncio.Future[Api], over: asyncio.Event) -> None:
+async def _serve(
+    folder: Path, stock: Path, sizes: dict[str, int], up: asyncio.Future[Api], over: asyncio.Event
+) -> None:
     """One node that has the model, and its API, in one task from its beginning to its end."""
     async with mesh(folder) as home:
         (device,) = await home.start("a", **{"memory_bytes": WHOLE_BYTES, **sizes}, stock=stock)

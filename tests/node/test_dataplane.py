@@ -153,7 +153,7 @@ async def test_death_in_the_middle_of_a_stage_is_answered_by_the_contingency(mod
         await found.serve(model, with_contingencies(model, B, C, D))
         engine = found.nodes[victim].engine
         engine.gate.clear()
-        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))  # noqa: TID251 (awaited below)
+        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))
         await engine.entered.wait()
         found.network.crash(victim)
         outcome = await asking
@@ -169,7 +169,7 @@ async def test_silent_power_loss_is_noticed_by_the_pings(model: Model) -> None:
         await found.serve(model, with_contingencies(model, B, C, D))
         engine = found.nodes[D].engine
         engine.gate.clear()
-        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))  # noqa: TID251 (awaited below)
+        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))
         await engine.entered.wait()
         found.network.unplug(D)
         outcome = await asking
@@ -201,7 +201,7 @@ async def test_retired_plan_is_refused_and_the_next_one_used(model: Model) -> No
         await found.serve(model, PlanSet(old))
         for device in (B, C, D):
             found.nodes[device].shelf.active["cat"] = PlanSet(new)
-        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))  # noqa: TID251 (awaited below)
+        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))
         await until(lambda: any(isinstance(message, Failed) for message in found.origin.seen))
         found.origin.shelf.active["cat"] = PlanSet(new)
         found.origin.plane.on_plans_changed()
@@ -284,7 +284,7 @@ async def test_whoever_stops_waiting_frees_the_slots(model: Model) -> None:
     async with mesh([A, B, C]) as found:
         await found.serve(model, PlanSet(thirds(model, B, C)))
         found.nodes[C].engine.gate.clear()
-        asking = asyncio.create_task(found.origin.plane.ask("cat", model.inputs(1), DEADLINE_S))  # noqa: TID251
+        asking = asyncio.create_task(found.origin.plane.ask("cat", model.inputs(1), DEADLINE_S))
         await found.nodes[C].engine.entered.wait()
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -300,7 +300,7 @@ async def test_receipt_comes_before_the_stage_has_run(model: Model) -> None:
     async with mesh([A, B]) as found:
         await found.serve(model, PlanSet(thirds(model, B)))
         found.nodes[B].engine.gate.clear()
-        asking = asyncio.create_task(found.origin.plane.ask("cat", model.inputs(1), DEADLINE_S))  # noqa: TID251
+        asking = asyncio.create_task(found.origin.plane.ask("cat", model.inputs(1), DEADLINE_S))
         await until(lambda: any(isinstance(message, Receipt) for message in found.origin.seen))
         assert found.nodes[B].engine.runs == 0
         assert found.origin.transport.expects(B)
@@ -317,7 +317,7 @@ async def test_evidence_while_a_parcel_is_unacknowledged_names_the_device(model:
         outstanding = found.nodes[B].plane._carrier
         found.nodes[C].engine.gate.clear()
         found.network.cut(C, B)
-        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))  # noqa: TID251 (awaited below)
+        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))
         await until(lambda: len(outstanding) > 0 or asking.done())
         found.nodes[B].on_unlinked(C, str(Evidence.RESET))
         outcome = await asking
@@ -345,7 +345,7 @@ async def test_kills_and_restarts_under_load_lose_nothing(model: Model) -> None:
             return right
 
         lives = {device: life(device) for device in (B, C, D)}
-        asking = [asyncio.create_task(asker(number)) for number in range(4)]  # noqa: TID251 (awaited below)
+        asking = [asyncio.create_task(asker(number)) for number in range(4)]
         for number, victim in enumerate([C, B, D, C]):
             before = list(counts)
             await until(partial(ahead, counts, before))
@@ -368,7 +368,7 @@ async def test_shard_unloaded_under_a_run_is_no_fault_of_the_model(model: Model)
         await found.serve(model, PlanSet(thirds(model, A, B)))
         node = found.nodes[B]
         node.engine.gate.clear()
-        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))  # noqa: TID251 (awaited below)
+        asking = asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S))
         await node.engine.entered.wait()
         for recipe, handle in list(node.shelf.handles.items()):
             del node.shelf.handles[recipe]
@@ -385,7 +385,7 @@ async def test_stopping_node_tells_whoever_waits(model: Model) -> None:
     async with mesh([A, B]) as found:
         await found.serve(model, PlanSet(thirds(model, B)))
         found.nodes[B].engine.gate.clear()
-        asking = asyncio.create_task(found.origin.plane.ask("cat", model.inputs(1), DEADLINE_S))  # noqa: TID251
+        asking = asyncio.create_task(found.origin.plane.ask("cat", model.inputs(1), DEADLINE_S))
         await found.nodes[B].engine.entered.wait()
         await found.kill(A)
         with pytest.raises(NodeError, match="stopping"):

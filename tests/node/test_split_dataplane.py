@@ -191,7 +191,7 @@ async def test_death_of_a_part_in_the_middle_of_a_request(
         await found.serve(model, PlanSet(main, (without,)))
         engine = found.nodes[victim].engine
         engine.gate.clear()
-        asking = asyncio.create_task(found.origin.plane.ask(model.name, model.inputs(2), DEADLINE_S))  # noqa: TID251
+        asking = asyncio.create_task(found.origin.plane.ask(model.name, model.inputs(2), DEADLINE_S))
         await engine.entered.wait()
         found.network.crash(victim)
         outcome = await asking

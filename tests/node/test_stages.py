@@ -259,7 +259,7 @@ async def test_full_window_is_busy(bench: Bench) -> None:
 async def test_answer_under_another_choice_of_groups_is_not_taken(bench: Bench) -> None:
     """An answer's slice counts only for the lane and groups that its attempt was sent with."""
     await bench.serve(pipeline([C], [(0, 2)], digest=bench.model.digest))
-    asking = asyncio.create_task(bench.plane.ask("cat", bench.model.inputs(1), 30.0))  # noqa: TID251 (awaited below)
+    asking = asyncio.create_task(bench.plane.ask("cat", bench.model.inputs(1), 30.0))
     await until(lambda: bool(bench.tap.sent))
     sent = bench.tap.sent[0][1]
     passage = Passage(sent.request, sent.attempt, "cat", sent.epoch, B, life(B), sent.lane, sent.groups)

@@ -8,6 +8,7 @@ the runtime's own 3-D convolution is slower, and neither quantised nor split.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +20,7 @@ CLASSES = 1000
 C3D_CLASSES = 101
 C3D_FRAMES, C3D_SIDE = 16, 112
 
-Tensor = keras.KerasTensor
+Tensor = Any  # keras.KerasTensor, which the type checker cannot see without TensorFlow
 
 
 def alexnet() -> keras.Model:
@@ -115,7 +116,7 @@ def _dense_head(x: Tensor, classes: int) -> Tensor:
     return layers.Dense(classes, activation="softmax")(x)
 
 
-class _Reshape(layers.Layer):
+class _Reshape(layers.Layer):  # type: ignore[misc]
     """A reshape of everything, the first axis included."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -132,7 +133,7 @@ class _Reshape(layers.Layer):
         return self._shape
 
 
-class _Neighbours(layers.Layer):
+class _Neighbours(layers.Layer):  # type: ignore[misc]
     """Every frame beside the one before and the one after it, on the channels; zeros past the ends."""
 
     def call(self, x: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class Storm:
             self._report.terms.append(int(term))
 
     def _begin(self, fault: Fault) -> None:
-        print(fault.line, flush=True)  # noqa: T201 - a run tells what it does
+        print(fault.line, flush=True)
         _BEGIN[fault.kind](self._rig, [self._rig.stations[index] for index in fault.devices], fault)
 
     def _heal(self, fault: Fault) -> None:
@@ -161,8 +161,8 @@ def write(report: Report, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report.figures, indent=1) + "\n", encoding="utf-8")
     rows = {key: value for key, value in report.figures.items() if key not in {"summary", "faults"}}
-    print("\n".join(f"{key}: {value}" for key, value in rows.items()))  # noqa: T201 - the report
-    print(report.line, flush=True)  # noqa: T201 - the summary
+    print("\n".join(f"{key}: {value}" for key, value in rows.items()))
+    print(report.line, flush=True)
 
 
 def sample(pid: int, at_s: float) -> Sample:

@@ -25,7 +25,7 @@ BOOTS = tuple(f"{number:016x}" for number in range(1, 6))
 DIGESTS = tuple(digit * 64 for digit in "123")
 NAMES = ("cat", "dog", "")
 REQUESTS = ("r1", "r2", "r3", "")
-_DEVICE_FIELDS = "device device_id leader origin accuser subject target culprit voted_for holders absent".split()
+_DEVICE_FIELDS = ["device", "device_id", "leader", "origin", "accuser", "subject", "target", "culprit", "voted_for", "holders", "absent"]
 POOLS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(_DEVICE_FIELDS, DEVICES),
     **dict.fromkeys(("boot", "boot_id", "origin_boot"), BOOTS),
