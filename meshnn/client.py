@@ -108,7 +108,9 @@ def find(state_dir: Path) -> LocalNode | None:
     try:
         told = json.loads((state_dir / NODE_FILE).read_text())
         port, pid = int(told["http_port"]), int(told["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return None
+    if not (0 < port < 1 << 16 and 0 < pid < 1 << 31):
         return None
     return LocalNode(port) if _lives(pid) and _listens(port) else None
 
@@ -152,5 +154,5 @@ def _failure(data: bytes, status: int) -> Exception:
     try:
         told = json.loads(data)["error"]
         return from_code(str(told["code"]), str(told["message"]))
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return NoMeshError(f"the node on this machine answered {status} without a word")

@@ -161,7 +161,7 @@ class _Fetching:
 
     def _resume(self) -> None:
         """Take up what an earlier call left, where it can be told to be of the same file."""
-        with contextlib.suppress(OSError, msgspec.DecodeError):
+        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._note = msgspec.json.decode(self._note_path.read_bytes(), type=_Note)
         if not self._note.validator and not self._source.sha256:
             self._start_over()

@@ -22,6 +22,7 @@ from meshnn.node.check import Bench, Outcome, trials
 
 DIVISIONS: dict[str, tuple[float, ...]] = {"2": (1, 1), "3": (1, 1, 1), "4": (1, 1, 1, 1), "3:1": (3, 1)}
 ROWS = ("output", "depthwise", "input", "spatial")
+DULL = re.compile("does not sum over its inputs|has no rule for splitting")
 BEGIN, END = "<!-- split table -->", "<!-- end of split table -->"
 
 
@@ -55,8 +56,8 @@ def cell(outcomes: Sequence[Outcome]) -> str:
         return f"**{bad} of {len(outcomes)} outside their class**"
     if not ran:
         reasons = collections.Counter(_short(outcome.trial.refused) for outcome in outcomes)
-        # What sums nothing can have no partial sums: the others' reason tells more.
-        telling = [reason for reason, _ in reasons.most_common() if reason != "does not sum over its inputs"]
+        # What sums nothing, or has no rule at all, is refused under every split: the others' reason tells more.
+        telling = [reason for reason, _ in reasons.most_common() if not DULL.search(reason)]
         return f"refused: {(telling or list(reasons))[0]}"
     worst = max(outcome.error for outcome in ran)
     if worst == 0.0:

@@ -117,7 +117,7 @@ def _report(name: str, raw: bytes) -> trial_child.Ran | trial_child.Refused:
         if len(raw) > _REPORT_BYTES_MAX:
             raise msgspec.DecodeError("too long")
         return msgspec.json.decode(raw, type=trial_child.Ran | trial_child.Refused)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ModelError(f"{name}: the trial's report cannot be read ({error})") from None
 
 

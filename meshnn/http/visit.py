@@ -107,7 +107,7 @@ class Visit:
         line, arrays = self._loop.run_until_complete(self._ask(ask, data, deadline_s + SLACK_S))
         try:
             told = msgspec.json.decode(line, type=_Told)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise PeerError(f"{self._host[:12]} answered nonsense: {str(error)[:200]}") from None
         if not told.ok:
             raise from_code(told.error.code, told.error.message)

@@ -69,7 +69,7 @@ def decode(data: bytes, model: str = "") -> WrittenPlan:
         raise UsageError(f"the plan has {len(data)} bytes; at most {PLAN_BYTES_MAX} are read")
     try:
         found: Any = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"the plan is no JSON: {error}") from None
     if isinstance(found, list):
         rows = [row for row in found if isinstance(row, dict)]

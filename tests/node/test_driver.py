@@ -15,9 +15,10 @@ from meshnn.config import Config
 from meshnn.device.store import Store
 from meshnn.errors import MeshError, NodeError
 from meshnn.net.memory import MemoryNetwork
-from meshnn.node import performer
+from meshnn.node import problem
 from meshnn.node.answer import Answer
 from meshnn.node.driver import remember
+from meshnn.node.effects import Effect
 from meshnn.telemetry import captured
 from tests.node.nodes import (
     DISK_BYTES,
@@ -162,12 +163,12 @@ async def test_leaving_ends_at_once_whatever_is_under_way(
         over.wait()
         return "too late"
 
-    monkeypatch.setattr(performer.problems, "solve", endless)
+    monkeypatch.setattr(problem, "solve", endless)
     try:
         async with mesh(tmp_path) as home:
             (a,) = await home.start("a", stock=stock)
             await until(began.is_set)
-            asks = [asyncio.create_task(a.ask()) for _ in range(3)]
+            asks: list[asyncio.Task[object]] = [asyncio.create_task(a.ask()) for _ in range(3)]
             model = a.node.store.path("model", _digest(a))
             assert model is not None
             asks.append(asyncio.create_task(a.node.service.add(model, "second", replace=False)))
@@ -198,10 +199,14 @@ async def test_a_fault_in_one_event_costs_that_event(tmp_path: Path, stock: Path
     async with mesh(tmp_path) as home:
         (a,) = await home.start("a", memory_bytes=WHOLE_BYTES, stock=stock)
         with captured() as lines:
-            a.node.post(lambda now: [] if now < 0 else [][1])
+            a.node.post(_fails)
             a.node.spawn(_breaks(), "breaks")
             check(await a.ask())
         assert {"event_failed", "task failed"} <= {str(line["event"]) for line in lines}
+
+
+def _fails(now: float) -> list[Effect]:
+    raise LookupError(f"a bug of ours at {now}")
 
 
 async def _breaks() -> None:

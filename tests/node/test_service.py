@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from meshnn import vision
+from meshnn.device import trial
 from meshnn.device.trial import Trial
 from meshnn.errors import (
     BusyError,
@@ -28,7 +29,7 @@ from meshnn.errors import (
     UnknownModelError,
 )
 from meshnn.graph.builder import Builder
-from meshnn.graph.card import Card
+from meshnn.graph.card import Card, CardTensor
 from meshnn.graph.writer import write
 from meshnn.node import library, service
 from tests.node.nodes import MODEL, NAME, PHOTO, WHOLE_BYTES, Device, check, mesh, until
@@ -112,9 +113,7 @@ async def test_a_deadline_holds_wherever_the_time_goes(
         check(await device.ask(model))
 
 
-async def test_too_many_at_once_are_told_at_once(
-    tmp_path: Path, stock: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_too_many_at_once_are_told_at_once(tmp_path: Path, stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the bound a named error, and none before it."""
     monkeypatch.setattr(service, "WAITING_MAX", 2)
     async with alone(tmp_path, stock) as device:
@@ -177,7 +176,7 @@ async def test_an_add_that_nobody_waits_for_leaves_nothing(
 ) -> None:
     """Its caller went away, or its deadline passed, while the file was tried: it is dropped when the trial ends."""
     began, over = threading.Event(), threading.Event()
-    attempt = library.attempt
+    attempt = trial.attempt
 
     def slow(path: Path, name: str = "") -> Trial:
         began.set()
@@ -207,7 +206,7 @@ async def test_two_adds_of_one_file_at_once(tmp_path: Path) -> None:
         await device.node.service.tensors("two", {t.name: _ones(t.shape) for t in await _inputs(device, "two")})
 
 
-async def _inputs(device: Device, name: str) -> tuple[object, ...]:
+async def _inputs(device: Device, name: str) -> tuple[CardTensor, ...]:
     return (await device.node.service.card(name)).inputs
 
 
@@ -237,7 +236,7 @@ async def test_a_file_that_rots_on_the_disk_is_never_cut(tmp_path: Path, stock: 
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
         (device,) = await home.start("a", memory_bytes=WHOLE_BYTES, stock=folder)
-        with pytest.raises(NoPlanError, match="damaged on the disk|not on this device"):
+        with pytest.raises(NoPlanError, match=r"damaged on the disk|not on this device"):
             await device.ask(NAME, 5.0)
         assert device.node.store.path("model", DIGEST) is None
 
@@ -247,6 +246,6 @@ async def test_bad_input_is_named(tmp_path: Path, stock: Path) -> None:
     async with alone(tmp_path, stock) as device:
         with pytest.raises(InputError, match=r"cat\.jpg"):
             await device.node.service.ask(b"no photo", "cat.jpg", model=NAME)
+        small = {tensor.name: np.zeros((1, 2), np.uint8) for tensor in (await device.node.service.card(NAME)).inputs}
         with pytest.raises(InputError):
-            card = await device.node.service.card(NAME)
-            await device.node.service.tensors(NAME, {t.name: np.zeros((1, 2), np.uint8) for t in card.inputs})
+            await device.node.service.tensors(NAME, small)

@@ -130,7 +130,7 @@ async def test_activation_and_bias_count_once_after_the_sum(tmp_path: Path) -> N
         assert float(np.min(outcome.outputs[output])) == 0.0
 
 
-def received(found: Mesh, device: DeviceId, stage: int) -> list[tuple[DeviceId, int]]:
+def received(found: Mesh, device: DeviceId, stage: int) -> list[tuple[int, int]]:
     """(source part, bytes) of every slice a device received over the network for a stage."""
     slices = [message for message in found.nodes[device].seen if isinstance(message, Slice) and message.stage == stage]
     return sorted((one.source_part, sum(tensor.size_bytes for tensor in one.tensors)) for one in slices)

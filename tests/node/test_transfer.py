@@ -1,4 +1,4 @@
-"""Files between devices over the network in memory: resumed, shared, checked, refused; holders that die, lie, are busy."""
+"""Files between devices over the network in memory: resumed, shared, checked; holders that die, lie, are busy."""
 
 from __future__ import annotations
 

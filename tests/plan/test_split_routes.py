@@ -30,7 +30,7 @@ def net() -> Card:
 
 def lane(*parts: tuple[Split, tuple[int, ...], str]) -> Lane:
     """One stage for each operator: split, shares, devices."""
-    infos = {info.device: info for info in DEVICES}
+    infos = {str(info.device): info for info in DEVICES}
     return Lane(
         tuple(
             Stage(at, at, (Group(tuple(shard(infos[one]) for one in letters), split, shares),))

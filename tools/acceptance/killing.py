@@ -46,6 +46,7 @@ class Course:
     elections_s: list[float] = field(default_factory=list)
     meanwhile_ms: list[float] = field(default_factory=list)
     victims: list[str] = field(default_factory=list)
+    at_work: int = 0
     killed_at: float | None = None
 
     @property
@@ -55,6 +56,8 @@ class Course:
 
     def kill(self, victim: Station) -> None:
         """Pull the victim's plug and start it again at once."""
+        own = victim.look().get("self")
+        self.at_work += own in workers(self.origin.look(), self.mesh.setting.name)
         now = time.monotonic()
         if self.killed_at is not None:
             self.gaps_s.append(round(now - self.killed_at, 1))
@@ -276,6 +279,7 @@ def _tell(course: Course, requests: int) -> None:
     verdict.figures |= {
         "origin": ", ".join(load.origins),
         "victims": course.victims,
+        "victims_at_work": course.at_work,
         "gaps_s": course.gaps_s,
         "requests": load.ok + load.failed + load.wrong,
         "ok": load.ok,

@@ -9,12 +9,10 @@ import tempfile
 from pathlib import Path
 
 from meshnn.telemetry import captured
-from tools.fuzz import files, wire
+from tools.fuzz import files, machines, wire
 from tools.fuzz.border import Border, Result, fuzz
 
-BORDERS: dict[str, Border] = {
-    border.name: border for border in (*wire.BORDERS, *files.BORDERS)
-}
+BORDERS: dict[str, Border] = {border.name: border for border in (*wire.BORDERS, *files.BORDERS, *machines.BORDERS)}
 HEADING = f"{'border':<10}{'inputs':>10}{'refused':>10}{'slowest':>10}{'memory':>11}{'wall':>9}  findings"
 
 

@@ -9,11 +9,13 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 from PIL import Image
 
+from meshnn.client import find
 from meshnn.config import compose, from_toml
 from meshnn.device.records import NodeNote, load_record, running_node
 from meshnn.device.store import Store
@@ -267,7 +269,7 @@ def _npz(rng: random.Random, folder: Path) -> Spoilt:
     tensor = CardTensor(0, "x", (1, 4, 3), "float32", 48)
     second = CardTensor(1, "y", (2,), "int8", 2)
     card = Card(1, DIGEST, "m", 1, (tensor, second), (tensor,), (), (tensor, second))
-    arrays = {"input:x": np.zeros((1, 4, 3), np.float32), "y": np.ones(2, np.int8)}
+    arrays: dict[str, Any] = {"input:x": np.zeros((1, 4, 3), np.float32), "y": np.ones(2, np.int8)}
     good = []
     for save in (np.savez, np.savez_compressed):
         file = io.BytesIO()
@@ -344,6 +346,8 @@ class Notes:
         assert isinstance(given, bytes)
         (self._folder / "node.json").write_bytes(given)
         note = running_node(self._folder)
+        if note is None:
+            find(self._folder)
         assert note is None or (1 <= note.http_port <= 65535 and note.pid > 0), "a note nobody can use"
 
     def close(self) -> None:

@@ -97,7 +97,19 @@ def _move(rng: random.Random, data: bytearray) -> None:
     data[at : at + len(part)] = part
 
 
-_CHANGES: tuple[Change, ...] = (_flip, _flip, _set, _number, _number, _nudge, _delete, _repeat, _insert, _truncate, _move)
+_CHANGES: tuple[Change, ...] = (
+    _flip,
+    _flip,
+    _set,
+    _number,
+    _number,
+    _nudge,
+    _delete,
+    _repeat,
+    _insert,
+    _truncate,
+    _move,
+)
 
 
 def spoilt(rng: random.Random, value: object) -> object:

@@ -25,7 +25,19 @@ BOOTS = tuple(f"{number:016x}" for number in range(1, 6))
 DIGESTS = tuple(digit * 64 for digit in "123")
 NAMES = ("cat", "dog", "")
 REQUESTS = ("r1", "r2", "r3", "")
-_DEVICE_FIELDS = ["device", "device_id", "leader", "origin", "accuser", "subject", "target", "culprit", "voted_for", "holders", "absent"]
+_DEVICE_FIELDS = [
+    "device",
+    "device_id",
+    "leader",
+    "origin",
+    "accuser",
+    "subject",
+    "target",
+    "culprit",
+    "voted_for",
+    "holders",
+    "absent",
+]
 POOLS: Mapping[str, Sequence[str]] = {
     **dict.fromkeys(_DEVICE_FIELDS, DEVICES),
     **dict.fromkeys(("boot", "boot_id", "origin_boot"), BOOTS),
@@ -43,13 +55,10 @@ _ITEMS = (0, 1, 1, 2, 2, 3)
 
 def message_types() -> tuple[type[msgspec.Struct], ...]:
     """Every message a node knows, as the node's own codec lists them."""
-    tagged = [value for module in (plan_messages, node_messages) for value in vars(module).values() if _is_tagged(value)]
+    named = [value for module in (plan_messages, node_messages) for value in vars(module).values()]
+    structs = [value for value in named if isinstance(value, type) and issubclass(value, msgspec.Struct)]
+    tagged = [kind for kind in structs if kind.__struct_config__.tag is not None]
     return (*get_args(cluster_messages.Message), *dict.fromkeys(tagged))
-
-
-def _is_tagged(value: object) -> bool:
-    is_struct = isinstance(value, type) and issubclass(value, msgspec.Struct)
-    return is_struct and value.__struct_config__.tag is not None
 
 
 @functools.cache
@@ -68,23 +77,29 @@ def message(rng: random.Random, kind: type[StructT]) -> StructT:
 
 
 def _value(rng: random.Random, kind: inspect.Type, name: str) -> object:
+    drawn: object = None
     match kind:
         case inspect.StructType():
-            return _struct(rng, kind)
+            drawn = _struct(rng, kind)
         case inspect.IntType():
-            return _whole(rng, kind, name)
+            drawn = _whole(rng, kind, name)
         case inspect.FloatType():
-            return _real(rng, kind)
+            drawn = _real(rng, kind)
         case inspect.StrType():
-            return _text(rng, kind, name)
+            drawn = _text(rng, kind, name)
         case inspect.BytesType():
-            return rng.randbytes(rng.choice((0, 1, 8, 60)))
+            drawn = rng.randbytes(rng.choice((0, 1, 8, 60)))
         case inspect.BoolType():
-            return rng.random() < 0.5
-        case inspect.NoneType():
-            return None
+            drawn = rng.random() < 0.5
         case inspect.UnionType(types):
-            return _value(rng, rng.choice(types), name)
+            drawn = _value(rng, rng.choice(types), name)
+        case _ if not isinstance(kind, inspect.NoneType):
+            drawn = _chosen(rng, kind, name)
+    return drawn
+
+
+def _chosen(rng: random.Random, kind: inspect.Type, name: str) -> object:
+    match kind:
         case inspect.LiteralType(values):
             return rng.choice(values)
         case inspect.EnumType(enum):
@@ -103,7 +118,10 @@ def _several(rng: random.Random, kind: inspect.Type, name: str) -> object:
             return [_value(rng, item, name) for item in items]
         case inspect.DictType():
             pairs = range(rng.choice(_ITEMS))
-            return {_key(rng, kind.key_type): _value(rng, kind.value_type, name) for _ in pairs}
+            drawn: dict[int | str, object] = {}
+            for _ in pairs:
+                drawn[_key(rng, kind.key_type)] = _value(rng, kind.value_type, name)
+            return drawn
         case _:
             raise AssertionError(f"no way to draw {kind}")
 
@@ -122,7 +140,8 @@ def _struct(rng: random.Random, kind: inspect.StructType) -> object:
         if field.required or config.array_like or rng.random() < 0.7
     }
     if not config.array_like:
-        return drawn if config.tag is None else {config.tag_field: config.tag, **drawn}
+        tagged: dict[object, object] = {} if config.tag is None else {config.tag_field: config.tag}
+        return tagged | drawn
     return [*([config.tag] if config.tag is not None else []), *drawn.values()]
 
 
