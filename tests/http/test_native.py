@@ -151,7 +151,7 @@ async def test_models_are_added_and_removed(api: Api) -> None:
     assert replaced["digest"] != added["digest"]
     assert await api.json("DELETE", f"{API}/models/small") == {"removed": "small"}
     assert (await api.error("DELETE", f"{API}/models/small"))[:2] == (404, "unknown_model_error")
-    assert not list(api.device.folder.glob(".tmp-*"))
+    await until(lambda: not list(api.device.folder.glob(".tmp-*")))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ async def test_errors_have_one_form(
     """A status, a code of errors.py and one line, whatever is wrong; nothing of it stays, and the node serves on."""
     assert (await api.error(method, f"{API}{path}", data, **query))[:2] == expected
     assert [record.name for record in api.device.node.core.catalogue.records] == [NAME]
-    assert not list(api.device.folder.glob(".tmp-*"))
+    await until(lambda: not list(api.device.folder.glob(".tmp-*")))
     assert await api.json("GET", "/healthz") == {"ok": True}
 
 
@@ -210,7 +210,7 @@ async def test_a_model_larger_than_the_disk_budget_is_refused(tmp_path: Path, st
             status, code, message = await api.error("POST", f"{API}/models", data, name="large")
             assert (status, code) == (500, "node_error")
             assert "--disk" in message
-            assert not list(api.device.folder.glob(".tmp-*"))
+            await until(lambda: not list(api.device.folder.glob(".tmp-*")))
         await api.json("POST", f"{API}/ask", PHOTO.read_bytes())
 
 

@@ -192,6 +192,7 @@ def _unplug_workers(course: Course) -> None:
         victim = _worker(course)
         assert victim.rack is not None
         course.victims.append(victim.name)
+        course.at_work += 1
         victim.rack.unplug()
         course.rest(course.rng.uniform(*AWAY_S))
         victim.rack.plug()
