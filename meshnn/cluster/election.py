@@ -19,6 +19,10 @@ FIRST_S = 1.0
 HOPEFUL_S = 2.5
 """How long after its start a device that knows addresses waits to be met before it leads itself."""
 PATIENCE_S = 2.0
+TERM_LEAP = 2**32
+"""How far above all it knows a device believes a term: more elections than there ever were."""
+TERM_MAX = 2**61
+_TERMED = (Lead, LeadAck, PreVote, PreVoteReply, Vote, VoteReply, Yield, Beat)
 
 
 class Election:
@@ -117,7 +121,7 @@ class Election:
 
     def on_message(self, source: DeviceId, message: Message, now: float) -> None:
         """An election message of a member; others, and strangers, are ignored."""
-        if source not in self._view:
+        if source not in self._view or not self._credible(message):
             return
         match message:
             case Lead():
@@ -142,7 +146,7 @@ class Election:
     def on_beat(self, beat: Beat, now: float) -> bool:
         """A leader's heartbeat that came as gossip; True where it is news to pass on."""
         row = self._roster.live(beat.leader)
-        if row is None or row.boot_id != beat.boot_id or beat.leader == self._me:
+        if row is None or row.boot_id != beat.boot_id or beat.leader == self._me or not self._credible(beat):
             return False
         # A beat told late must not bring back a leader that fell silent: each counts once in a life.
         boot_id, number = self._beat_heard.get(beat.leader, (beat.boot_id, 0))
@@ -344,6 +348,11 @@ class Election:
             self._campaign_at = now + self._rng.uniform(0.2, 0.6) + self._delay_s(now)
 
     # -- shared --
+
+    def _credible(self, message: Message | Beat) -> bool:
+        """Whether a term can be true: one wild number must not drive all others to where none is left."""
+        known = max(self._term, self._known_term, self._leader_term)
+        return not isinstance(message, _TERMED) or message.term <= min(known + TERM_LEAP, TERM_MAX)
 
     def _next_term(self) -> int:
         return max(self._term, self._known_term) + 1

@@ -18,6 +18,8 @@ WireDeviceId = Annotated[DeviceId, Meta(pattern="^[A-Za-z2-7]{26}$")]
 WireBootId = Annotated[BootId, Meta(pattern="^[0-9a-f]{16}$")]
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Port = Annotated[int, Meta(ge=0, le=65535)]
+INCARNATION_MAX = 2**62 - 1
+"""No honest incarnation comes near; what claims this or more is not believed, or its subject could never answer."""
 Amount = Annotated[float, Meta(ge=0.0)]
 
 

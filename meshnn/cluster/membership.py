@@ -10,7 +10,7 @@ from meshnn.cluster.anti_entropy import AntiEntropy
 from meshnn.cluster.effects import Evidence, IdentityClash, PersistIncarnation
 from meshnn.cluster.health import Health
 from meshnn.cluster.judging import Judge
-from meshnn.cluster.member import Address, BootId, Capability, DeviceId, Load, Member, MemberState
+from meshnn.cluster.member import INCARNATION_MAX, Address, BootId, Capability, DeviceId, Load, Member, MemberState
 from meshnn.cluster.messages import (
     Ack,
     Alive,
@@ -125,6 +125,8 @@ class Membership:
 
     def on_rumour(self, rumour: Rumour, now: float) -> None:
         """Something told by anybody; news is passed on."""
+        if isinstance(rumour, Suspect | Dead | Left) and rumour.incarnation >= INCARNATION_MAX:
+            return
         match rumour:
             case Alive(member):
                 self._on_alive(member, now)
@@ -207,6 +209,8 @@ class Membership:
                 self.on_rumour(Suspect(row.device_id, row.incarnation, source), now)
 
     def _on_alive(self, told: Member, now: float) -> None:
+        if told.incarnation > INCARNATION_MAX:
+            return
         if told.device_id == self.roster.me:
             self._on_told_of_myself(told, now)
             return
@@ -248,7 +252,7 @@ class Membership:
 
     def _refute(self, incarnation: int, now: float) -> None:
         mine = self.roster.mine
-        if mine.state is MemberState.LEFT:
+        if mine.state is MemberState.LEFT or incarnation >= INCARNATION_MAX:
             return
         if incarnation >= mine.incarnation:
             mine = msgspec.structs.replace(mine, incarnation=incarnation + 1)

@@ -149,7 +149,7 @@ class Assembly:
 
     def wants(self, key: Key, source: tuple[int, int]) -> bool:
         """Whether a slice from `source` is still missing for this key."""
-        if self.superseded(key) or key in self._fired:
+        if self.superseded(key) or key in self._fired or key in self._running:
             return False
         entry = self._collecting.get(key)
         return entry is None or source not in entry.arrived

@@ -218,6 +218,8 @@ class Core:
         handler = handlers.get(type(message))
         if handler is not None:
             return handler()
+        if not isinstance(message, get_args(Message)):
+            return []  # what travels only as a header, or is meant for another part of a node
         return list(self.cluster.on_stream_message(source, cast("Message", message), now))
 
     def _cut(self, source: DeviceId, message: Cut) -> list[Effect]:

@@ -172,7 +172,7 @@ class Host:
         self.disk.crash(power=power)
         self.powered = not power
         if power:
-            self.network.doubt_all(self.id)
+            self.network.unplug(self.id)
         else:
             self.network.kill(self.id)
 

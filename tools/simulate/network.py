@@ -266,6 +266,12 @@ class Network:
             station.unlinked(far, evidence)
         self._tell_end(link, near, far)
 
+    def unplug(self, device: DeviceId) -> None:
+        """The machine is gone: its ends are no more, and the others hear nothing."""
+        for pair in sorted(pair for pair in self._links if device in pair):
+            self._links[pair].ends[device].open = False
+        self.doubt_all(device)
+
     def kill(self, device: DeviceId) -> None:
         """The process is gone: its host resets every link."""
         for pair in sorted(pair for pair in self._links if device in pair):

@@ -12,6 +12,7 @@ PLANS = "tests/node/test_plans.py"
 LEADER = "tests/node/test_leader.py"
 SHARDS = "tests/node/test_shards.py"
 CORE = "tests/node/test_core.py"
+RULES = "tests/cluster/test_rules.py"
 CONTACTS = "tests/node/test_contacts.py"
 
 

@@ -238,5 +238,7 @@ class Watch:
         core = host.core
         assert core.book.plan(passage.model, passage.epoch) is not None, f"device {host.index} runs what it retired"
         if newer is not None and passage.epoch.main < newer[0]:
-            age_s = self._world.now - newer[1]
+            # Who was stopped takes in what waited before it looks at the clock.
+            overdue = core.book.deadline is not None and core.book.deadline < self._world.now - SLACK_S
+            age_s = 0.0 if overdue else self._world.now - newer[1]
             assert age_s <= DRAIN_S + SLACK_S, f"device {host.index} runs {passage.epoch}, {age_s:.1f} s after {newer}"

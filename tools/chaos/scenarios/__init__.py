@@ -1,0 +1,10 @@
+"""The scenarios by name: each fills a verdict with figures and with the rules that were broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tools.acceptance.verdict import Verdict
+from tools.chaos.rig import Options
+
+SCENARIOS: Mapping[str, Callable[[Options, Verdict], None]] = {}
