@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from meshnn.http.guard import errors, same_machine
+from meshnn.http.guard import errors, expectation, same_machine
 from meshnn.http.native import Native
 from meshnn.input_file import INPUT_BYTES_MAX
 from meshnn.node.driver import Node
@@ -13,5 +13,8 @@ from meshnn.node.driver import Node
 def application(node: Node) -> web.Application:
     """The routes of a node behind its guards."""
     app = web.Application(middlewares=[errors, same_machine], client_max_size=INPUT_BYTES_MAX + 1024)
-    app.add_routes(Native(node).routes())
+    app.add_routes(
+        web.RouteDef(one.method, one.path, one.handler, {**one.kwargs, "expect_handler": expectation})
+        for one in Native(node).routes()
+    )
     return app

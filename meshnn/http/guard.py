@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from meshnn.errors import MeshError, UsageError
 from meshnn.telemetry import logger
@@ -44,6 +44,15 @@ async def same_machine(request: web.Request, handler: Handler) -> web.StreamResp
     if not _loopback(f"//{host}") or (origin is not None and not _loopback(origin)):
         raise web.HTTPForbidden(text="the API speaks to programs on this machine only")
     return await handler(request)
+
+
+async def expectation(request: web.Request) -> None:
+    """What a caller expects before it sends its body; aiohttp's own answer breaks on one that is no text."""
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        raise web.HTTPExpectationFailed(text="only 100-continue can be expected")
+    if request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
 
 
 def refusal(error: MeshError) -> web.Response:

@@ -113,25 +113,21 @@ async def test_a_caller_is_answered_with_the_whole_models_bytes(tmp_path: Path, 
             assert array.tobytes() in caller.answers["full"][1]
 
 
-@pytest.mark.parametrize(
-    ("fields", "data", "code"),
-    [
-        ({"model": "nothing"}, PHOTO.read_bytes(), "unknown_model_error"),
+async def test_a_caller_hears_what_was_wrong(tmp_path: Path, stock: Path) -> None:
+    """Every error of `ask` by its code."""
+    photo = PHOTO.read_bytes()
+    wrong: list[tuple[dict[str, object], bytes, str]] = [
+        ({"model": "nothing"}, photo, "unknown_model_error"),
         ({}, b"no photo", "input_error"),
         ({}, b"", "input_error"),
-        ({"deadline_ms": 0}, PHOTO.read_bytes(), "deadline_error"),
-        ({"deadline_ms": -5}, PHOTO.read_bytes(), "deadline_error"),
-    ],
-    ids=["model", "photo", "empty", "no time", "less than no time"],
-)
-async def test_a_caller_hears_what_was_wrong(
-    tmp_path: Path, stock: Path, fields: dict[str, object], data: bytes, code: str
-) -> None:
-    """Every error of `ask` by its code."""
+        ({"deadline_ms": 0}, photo, "deadline_error"),
+        ({"deadline_ms": -5}, photo, "deadline_error"),
+    ]
     async with visited(tmp_path, stock) as (device, caller):
-        await caller.ask(device, "wrong", data, **fields)
-        told = await caller.answer("wrong")
-        assert (told["ok"], told["error"]["code"]) == (False, code)
+        for number, (fields, data, code) in enumerate(wrong):
+            await caller.ask(device, str(number), data, **fields)
+            told = await caller.answer(str(number))
+            assert (told["ok"], told["error"]["code"]) == (False, code), fields
 
 
 async def test_too_many_callers_hear_so_at_once(tmp_path: Path, stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:

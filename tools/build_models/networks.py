@@ -91,9 +91,9 @@ def enliven(model: keras.Model, seed: int) -> None:
     chance = np.random.default_rng(seed)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
-            _, _, mean, variance = layer.get_weights()
-            gamma = chance.uniform(0.7, 1.3, mean.shape)
-            layer.set_weights([gamma, chance.normal(0, 0.2, mean.shape), mean, variance])
+            *_, mean, variance = layer.get_weights()
+            gamma = [chance.uniform(0.7, 1.3, mean.shape)] if layer.scale else []
+            layer.set_weights([*gamma, chance.normal(0, 0.2, mean.shape), mean, variance])
         elif getattr(layer, "use_bias", False) and len(layer.get_weights()) > 1:
             *kernels, bias = layer.get_weights()
             layer.set_weights([*kernels, chance.normal(0, 0.05, bias.shape)])

@@ -9,10 +9,12 @@ import tempfile
 from pathlib import Path
 
 from meshnn.telemetry import captured
-from tools.fuzz import files, machines, wire
+from tools.fuzz import files, live, machines, wire
 from tools.fuzz.border import Border, Result, fuzz
 
-BORDERS: dict[str, Border] = {border.name: border for border in (*wire.BORDERS, *files.BORDERS, *machines.BORDERS)}
+BORDERS: dict[str, Border] = {
+    border.name: border for border in (*wire.BORDERS, *files.BORDERS, *machines.BORDERS, *live.BORDERS)
+}
 HEADING = f"{'border':<10}{'inputs':>10}{'refused':>10}{'slowest':>10}{'memory':>11}{'wall':>9}  findings"
 
 

@@ -151,6 +151,10 @@ class Mesh:
         assert took_s is not None, f"{what}: not within {within_s:.0f} s\n{self.describe()}"
         return took_s
 
+    def run_until_killed(self, device: DeviceId, within_s: float) -> None:
+        """Let time pass until a device died, or so long."""
+        self.world.run_until(lambda: not self.peers[device].running, within_s, 0.001)
+
     # -- what is seen --
 
     def one_leader(self, among: Iterable[int] | None = None) -> bool:

@@ -103,6 +103,8 @@ class Network:
     def __init__(self, world: World, *, count_bytes: bool = False) -> None:
         """A network without stations; counting bytes costs an encoding of every datagram."""
         self.weather = Weather()
+        # A script's finger on every message over a link, before it leaves; True takes it away.
+        self.tap: Callable[[DeviceId, DeviceId, object], bool] | None = None
         self.cut: dict[tuple[DeviceId, DeviceId], int] = {}
         self.muted: dict[DeviceId, int] = {}
         self.sent = 0
@@ -221,6 +223,8 @@ class Network:
         link = self._links.get(_pair(near, far))
         if link is None or not link.ends[near].open:
             return False
+        if self.tap is not None and self.tap(near, far, message):
+            return True
         end = link.ends[near]
         assert len(end.queue) < QUEUE_MAX, f"{len(end.queue)} messages wait on one link"
         self.stream_bytes += size_bytes

@@ -260,7 +260,7 @@ MUTANTS = (
     _node(
         "a shard runs once for an attempt",
         "assembly",
-        "if self.superseded(key) or key in self._fired:",
+        "if self.superseded(key) or key in self._fired or key in self._running:",
         "if self.superseded(key):",
         ASSEMBLY,
     ),

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from statistics import median
 
 from meshnn.cluster.member import DeviceId
+from tools.simulate.figure import NO_BOUND, Figure
 from tools.simulate.host import Host
 from tools.simulate.mesh import Mesh
 
 SAME_DEATH_S = 30.0
 SETTLE_S = 60.0
 Law = Callable[[random.Random], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A measured figure, what it must not exceed (or, `at_least`, fall below), and what it is."""
-
-    what: str
-    value: float
-    bound: float
-    unit: str
-    at_least: bool = False
-
-    @property
-    def passed(self) -> bool:
-        """Whether the criterion is met."""
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
-
-    def __str__(self) -> str:
-        """One line."""
-        sign = ">=" if self.at_least else "<="
-        verdict = "pass" if self.passed else "FAIL"
-        return f"{verdict}  {self.what}: {self.value:.3g} {self.unit} (criterion {sign} {self.bound:g})"
 
 
 def uniform_outage(chance: random.Random) -> float:
@@ -218,7 +196,7 @@ def mass_restart(seeds: Iterable[int], size: int = 1000, remembered: int = 8) ->
     return [
         Figure(f"mass restart of {size}: equal views and one leader", worst, 30.0, "s after the kill"),
         Figure(f"quiet load afterwards, N={size}", max(rates), 2000.0, "B/s per node (payload)"),
-        Figure(f"the restart itself, N={size}", max(bursts), 1e9, "MB per node (no criterion)"),
+        Figure(f"the restart itself, N={size}", max(bursts), NO_BOUND, "MB per node"),
     ]
 
 

@@ -53,6 +53,7 @@ class Asked:
     deadline: float
     expected: int
     answers: int = 0
+    attempts: int = 0
     error: str = ""
     ended_at: float | None = None
 
@@ -207,6 +208,7 @@ class Watch:
         """An answer: the first and only, in this very life, and right."""
         self._end(host, answer.request, "")
         asked = self.asked[answer.request]
+        asked.attempts = answer.attempts
         assert value == asked.expected, f"{answer.request} was answered {value}, right is {asked.expected}"
         self.seen["contingency used"] += bool(answer.plan.epoch.absent)
         self.seen["retried and answered"] += answer.attempts > 1
