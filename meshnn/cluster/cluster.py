@@ -122,7 +122,7 @@ class Cluster:
                 self._membership.on_rumour(rumour, now)
         self._membership.on_message(source, message, now, stream=True)
         self._election.on_view(now)
-        self._election.on_message(source, message, now)
+        self._election.on_message(source, message, now, stream=True)
         return self._settle(now)
 
     def on_seen(self, address: Address, now: float) -> list[Effect]:

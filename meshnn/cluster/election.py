@@ -119,20 +119,20 @@ class Election:
         elif self.leader is not None and not self.leading:
             self._lease_until = max(self._lease_until, now + PATIENCE_S)
 
-    def on_message(self, source: DeviceId, message: Message, now: float) -> None:
-        """An election message of a member; others, and strangers, are ignored."""
+    def on_message(self, source: DeviceId, message: Message, now: float, stream: bool = False) -> None:
+        """An election message of a member; others, and strangers, are ignored. Its answer goes the way it came."""
         if source not in self._view or not self._credible(message):
             return
         match message:
             case Lead():
-                self._on_lead(source, message, now)
+                self._on_lead(source, message, now, stream)
             case LeadAck():
                 self._on_lead_ack(source, message, now)
             case PreVote(term):
                 granted = term > self._term and self._free_for(source, now)
-                self._post.send(source, PreVoteReply(term, granted, self._term))
+                self._post.reply(source, PreVoteReply(term, granted, self._term), stream)
             case Vote(term):
-                self._on_vote(source, term, now)
+                self._on_vote(source, term, now, stream)
             case PreVoteReply(asked, granted, term):
                 self._on_answer(source, "asking", asked, granted, term, now)
             case VoteReply(asked, granted, term):
@@ -200,8 +200,13 @@ class Election:
 
     def _lead(self, device: DeviceId, now: float) -> None:
         age = int(now - self._started_at).bit_length()
+        beat = Lead(self._leader_term, self._beats, len(self._view), age)
+        unanswered = self._acked_at.get(device, 0.0) < self._asked_at.get(device, 0.0)
         self._asked_at[device] = now
-        self._post.send(device, Lead(self._leader_term, self._beats, len(self._view), age))
+        if unanswered:
+            self._post.insist(device, beat)
+        else:
+            self._post.send(device, beat)
 
     def _has_quorum(self, now: float) -> bool:
         # CheckQuorum over those asked lately; a device met lately has not had the time to answer.
@@ -232,14 +237,14 @@ class Election:
 
     # -- following --
 
-    def _on_lead(self, source: DeviceId, lead: Lead, now: float) -> None:
+    def _on_lead(self, source: DeviceId, lead: Lead, now: float, stream: bool) -> None:
         self._known_term = max(self._known_term, lead.term)
         if self.leading and not self._yields_to(source, lead, now):
             return
         follows = self._may_follow(source, lead.term, now)
         if follows:
             self._follow(source, lead.term, now)
-        self._post.send(source, LeadAck(lead.number, follows, self._term))
+        self._post.reply(source, LeadAck(lead.number, follows, self._term), stream)
 
     def _yields_to(self, source: DeviceId, lead: Lead, now: float) -> bool:
         age = int(now - self._started_at).bit_length()
@@ -250,7 +255,7 @@ class Election:
             return False
         for device in self._view:
             if device != self._me:
-                self._post.send(device, Yield(self._leader_term))
+                self._post.insist(device, Yield(self._leader_term))
         self._step_down(now, PATIENCE_S)
         return True
 
@@ -280,15 +285,15 @@ class Election:
             return False
         return self.leader in (None, candidate) or self._lease_until <= now
 
-    def _on_vote(self, candidate: DeviceId, term: int, now: float) -> None:
+    def _on_vote(self, candidate: DeviceId, term: int, now: float, stream: bool) -> None:
         if self._owed == (candidate, term):
             return  # Its answer leaves when it is on disk.
         if term == self._term and self._voted_for == candidate and self._safe_term < term:
             self._owed = (candidate, term)
         elif term == self._term and self._voted_for == candidate:
-            self._post.send(candidate, VoteReply(term, True, self._term))
+            self._post.reply(candidate, VoteReply(term, True, self._term), stream)
         elif term <= self._term or not self._free_for(candidate, now):
-            self._post.send(candidate, VoteReply(term, False, self._term))
+            self._post.reply(candidate, VoteReply(term, False, self._term), stream)
         elif self._owed is None or self._owed[1] < term:
             self._candidacy = None
             self._postpone(now + PATIENCE_S)
@@ -303,9 +308,13 @@ class Election:
         if not self._advance(round_, now):
             self._ask(round_)
 
-    def _ask(self, round_: Candidacy) -> None:
+    def _ask(self, round_: Candidacy, again: bool = False) -> None:
         for device in round_.silent:
-            self._post.send(device, PreVote(round_.term) if round_.stage == "asking" else Vote(round_.term))
+            question = PreVote(round_.term) if round_.stage == "asking" else Vote(round_.term)
+            if again:
+                self._post.insist(device, question)
+            else:
+                self._post.send(device, question)
 
     def _on_answer(self, source: DeviceId, stage: Stage, asked: int, granted: bool, term: int, now: float) -> None:
         self._known_term = max(self._known_term, term)
@@ -338,7 +347,7 @@ class Election:
     def _on_round_due(self, round_: Candidacy, now: float) -> None:
         if now < round_.ends_at and round_.stage != "storing":
             round_.resend_at = now + RESEND_S
-            self._ask(round_)
+            self._ask(round_, again=True)
             return
         self._candidacy = None
         # Who answered none of the repeated questions, nor was heard otherwise, is as silent as after a failed probe.

@@ -58,6 +58,19 @@ class Post:
         if address is not None:
             self.effects.append(SendStream(to, message, address))
 
+    def insist(self, to: DeviceId, message: Datagram) -> None:
+        """Say something both ways: by datagram, and over the link where there is one, since UDP may be blocked."""
+        self.send(to, message)
+        if to in self._links:
+            self.stream(to, message)
+
+    def reply(self, to: DeviceId, message: Datagram, stream: bool) -> None:
+        """Answer the way the question came: that way is open."""
+        if stream:
+            self.stream(to, message)
+        else:
+            self.send(to, message)
+
     def link(self, device: DeviceId, address: Address) -> None:
         """A control link to a device is up, though it may have no row yet."""
         self._links[device] = address

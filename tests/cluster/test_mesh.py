@@ -171,6 +171,44 @@ def test_a_one_way_cut_elects_nobody() -> None:
     assert device_id(leader) in mesh.cluster(deaf).unreachable
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_blocked_datagrams_leave_the_leader_in_office(seed: int) -> None:
+    """A firewall that lets only streams through changes neither leader nor term, and buries nobody."""
+    mesh = _mesh(seed, 5, loss=0.0)
+    leader, term = _leader(mesh), mesh.cluster(0).term
+    mesh.block_datagrams(range(5), range(5))
+    mesh.run(120.0)
+    assert mesh.agreed()
+    assert (_leader(mesh), mesh.cluster(0).term) == (leader, term)
+    assert mesh.false_deaths() == 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_leader_that_is_mute_by_datagram_alone_stays(seed: int) -> None:
+    """Datagrams of the leader alone are lost: its heartbeats reach everybody over the streams."""
+    mesh = _mesh(seed, 5, loss=0.0)
+    leader, term = _leader(mesh), mesh.cluster(0).term
+    mesh.block_datagrams([leader], range(5))
+    mesh.run(60.0)
+    assert mesh.agreed()
+    assert (_leader(mesh), mesh.cluster(0).term) == (leader, term)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_without_datagrams_a_mesh_forms_and_replaces_its_leader(seed: int) -> None:
+    """Where no datagram ever arrives, five devices meet, elect, and elect again when their leader dies."""
+    mesh = VirtualMesh(seed)
+    mesh.block_datagrams(range(5), range(5))
+    mesh.start(*range(5))
+    mesh.run_until(mesh.agreed, 20.0)
+    mesh.run(30.0)
+    leader = _leader(mesh)
+    mesh.kill(leader)
+    others = [index for index in range(5) if index != leader]
+    mesh.run_until(lambda: _own_leader(mesh, *others), 15.0)
+    mesh.run_until(mesh.agreed, 20.0)
+
+
 @pytest.mark.parametrize("seed", [11, 12])
 def test_stuttering_wifi_kills_nobody(seed: int) -> None:
     """Sixteen devices, each deaf and mute for 0.2 to 4 s about once a minute, 90 s: at most one false death."""

@@ -71,6 +71,7 @@ class VirtualMesh:
         self.rng = random.Random(seed)
         self.devices: dict[DeviceId, Device] = {}
         self.cut: set[tuple[DeviceId, DeviceId]] = set()
+        self.no_datagrams: set[tuple[DeviceId, DeviceId]] = set()
         self.sent: dict[str, int] = {}
         self.sent_bytes = 0
         self.clashes: list[IdentityClash] = []
@@ -140,6 +141,11 @@ class VirtualMesh:
             self.cut.update((a, b) for b in theirs)
             if not one_way:
                 self.cut.update((b, a) for b in theirs)
+
+    def block_datagrams(self, left: Iterable[int], right: Iterable[int]) -> None:
+        """A firewall that lets streams through: no datagram from left to right arrives."""
+        theirs = [device_id(index) for index in right]
+        self.no_datagrams |= {(device_id(index), b) for index in left for b in theirs}
 
     def heal(self) -> None:
         """Mend every path; mDNS tells all of all."""
@@ -261,7 +267,7 @@ class VirtualMesh:
         assert size <= PAYLOAD_BYTES_MAX
         self.sent[kind] = self.sent.get(kind, 0) + 1
         self.sent_bytes += size
-        if self.rng.random() < self.loss or (device.id, to) in self.cut:
+        if self.rng.random() < self.loss or (device.id, to) in self.cut | self.no_datagrams:
             return
         assert device.cluster is not None
         boot = device.cluster.me.boot_id
