@@ -235,13 +235,15 @@ class PlanBook:
 
     def _wishes(self, entry: _Entry, main: Level, spare: Level) -> list[Wanted]:
         wishes: list[Wanted] = []
-        for plan in entry.plans.plans:
+        for rank, plan in enumerate(entry.plans.plans):
             card = self._card(plan.digest)
             if card is None:
                 continue
             level = spare if plan.epoch.absent else main
-            mine = [recipe for recipe in plan.recipes_of(self._me) if recipe in entry.files]
-            wishes += [Wanted(entry.files[r], level, memory_bytes(card, r, plan.window), plan.model) for r in mine]
+            for recipe in plan.recipes_of(self._me):
+                if recipe in entry.files:
+                    cost_bytes = memory_bytes(card, recipe, plan.window)
+                    wishes.append(Wanted(entry.files[recipe], level, cost_bytes, plan.model, rank))
         return wishes
 
     def _report(self) -> list[Effect]:

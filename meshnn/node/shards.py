@@ -18,13 +18,17 @@ FETCHES_MAX = 2
 class Level(enum.IntEnum):
     """How much a shard is needed: one of a higher number gives way to one of a lower.
 
-    A spare one waits for what drains, in which requests are still under way.
+    A spare one waits for what drains, in which requests are still under way. Among spare ones the `rank` decides.
     """
 
     PREPARING = 0
     ACTIVE = 1
     DRAINING = 2
     SPARE = 3
+
+
+# What gives way to any model's wish; the planner counts on the rest.
+_PASSING = frozenset({Level.DRAINING, Level.SPARE})
 
 
 class State(enum.Enum):
@@ -40,12 +44,21 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A shard that a model's plan gives this device: its file, how much it is needed, what it costs in memory."""
+    """A shard that a model's plan gives this device: its file, how much it is needed, what it costs in memory.
+
+    `rank` is the place of its contingency among those of the plan, the most valuable first.
+    """
 
     fetch: Fetch
     level: Level
     cost_bytes: int
     model: str = ""
+    rank: int = 0
+
+    @property
+    def need(self) -> tuple[Level, int]:
+        """What sorts wishes: the most needed first."""
+        return (self.level, self.rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +113,7 @@ class Shards:
         for wish in wanted:
             old = fresh.get(wish.fetch.recipe)
             cost = wish.cost_bytes if old is None else max(old.cost_bytes, wish.cost_bytes)
-            kept = wish if old is None or wish.level < old.level else old
+            kept = wish if old is None or wish.need < old.need else old
             fresh[wish.fetch.recipe] = replace(kept, cost_bytes=cost)
         dropped = [self._unload(recipe) for recipe in self.loaded() if recipe not in fresh]
         self._wanted = fresh
@@ -156,7 +169,7 @@ class Shards:
         """Drop what is least needed where shards that are loaded have come to cost more than the budget."""
         over = self.used_bytes - self._budget_bytes
         effects: list[Effect] = []
-        for recipe in sorted(self.loaded(), key=lambda r: (-self._wanted[r].level, -self._rows[r].cost_bytes, r)):
+        for recipe in self._dispensable(self.loaded()):
             if over <= 0 or self._wanted[recipe].level < Level.DRAINING:
                 break
             over -= self._rows[recipe].cost_bytes
@@ -166,7 +179,7 @@ class Shards:
     def _step(self) -> list[Effect]:
         """Start what can start now: fetches in order of need, one load at a time."""
         effects: list[Effect] = []
-        order = sorted(self._wanted.values(), key=lambda wish: (wish.level, wish.cost_bytes, wish.fetch.recipe))
+        order = sorted(self._wanted.values(), key=lambda wish: (wish.need, wish.cost_bytes, wish.fetch.recipe))
         for wish in order:
             if self.state(wish.fetch.recipe) is State.ABSENT:
                 effects += self._obtain(wish)
@@ -203,12 +216,8 @@ class Shards:
         missing = self.used_bytes + wish.cost_bytes - self._budget_bytes
         if missing <= 0:
             return []
-        givers = sorted(
-            (recipe for recipe in self.loaded() if self._gives_way(self._wanted[recipe], wish)),
-            key=lambda recipe: (-self._wanted[recipe].level, -self._rows[recipe].cost_bytes, recipe),
-        )
         chosen: list[Recipe] = []
-        for recipe in givers:
+        for recipe in self._dispensable(r for r in self.loaded() if self._gives_way(self._wanted[r], wish)):
             if missing <= 0:
                 break
             chosen.append(recipe)
@@ -217,9 +226,18 @@ class Shards:
             return None
         return [self._unload(recipe) for recipe in chosen]
 
+    def _dispensable(self, recipes: Iterable[Recipe]) -> list[Recipe]:
+        """Loaded shards in the order in which they may go: the least needed first, of equals the dearest."""
+
+        def key(recipe: Recipe) -> tuple[int, int, int, Recipe]:
+            level, rank = self._wanted[recipe].need
+            return (-level, -rank, -self._rows[recipe].cost_bytes, recipe)
+
+        return sorted(recipes, key=key)
+
     def _gives_way(self, held: Wanted, wish: Wanted) -> bool:
         """Whether a loaded shard may go for a wish; what serves another model stays, since the planner counts on it."""
-        return held.level > wish.level and (held.level is not Level.ACTIVE or held.model == wish.model)
+        return held.need > wish.need and (held.level in _PASSING or held.model == wish.model)
 
     def _unload(self, recipe: Recipe) -> Effect:
         row = self._rows[recipe]

@@ -29,7 +29,8 @@ class Problem:
     """What a plan is wanted for. `used` is memory in bytes that other models take of a device.
 
     `origins` is how many devices may ask at once; `asking` their relative rates (none: all alike). Devices in `avoid`
-    serve only where no plan without them fits. `exact` keeps the plan to devices of one numeric class.
+    serve only where no plan without them fits. `exact` keeps the plan to devices of one numeric class. `risk` says how
+    likely each device is to die, beside the others (1 where nothing is said).
     """
 
     model: str
@@ -42,6 +43,7 @@ class Problem:
     avoid: frozenset[DeviceId] = frozenset()
     exact: bool = False
     objective: Objective = "latency"
+    risk: Mapping[DeviceId, float] = field(default_factory=dict)
     tables: dict[tuple[int, ...], Table] = field(default_factory=dict, compare=False, repr=False)
 
     def budget(self, info: DeviceInfo) -> int:

@@ -133,3 +133,30 @@ def test_a_file_that_nobody_gives_is_a_failure_with_its_reason() -> None:
     assert shards.reason(R[0]) == "no holder"
     shards.on_fetched(R[0])
     assert shards.state(R[0]) is State.FAILED
+
+
+def test_spares_load_in_the_order_of_their_rank() -> None:
+    """The most valuable contingency first, however cheap the others are."""
+    shards = Shards(100, lambda recipe: True)
+    wishes = [ranked(0, 2, 5), ranked(1, 1, 30)]
+    assert loads(shards.want(wishes)) == [R[1]]
+
+
+def test_a_spare_of_less_value_gives_way_to_one_of_more() -> None:
+    """One that came first, because its file was here first, does not keep the place of a more valuable one."""
+    shards = loaded(ranked(0, 2, 20))
+    assert unloads(shards.want([ranked(0, 2, 20), ranked(1, 1, 20)])) == [R[0]]
+    shards = loaded(ranked(0, 1, 20))
+    assert unloads(shards.want([ranked(0, 1, 20), ranked(1, 2, 20)])) == []
+
+
+def test_a_recipe_that_two_contingencies_share_counts_once_and_at_the_better_rank() -> None:
+    """One row, one cost; what it is for first decides what it gives way to."""
+    shards = loaded(ranked(0, 1, 20), ranked(0, 3, 20))
+    assert shards.used_bytes == 20
+    assert unloads(shards.want([ranked(0, 1, 20), ranked(0, 3, 20), ranked(1, 2, 20)])) == []
+
+
+def ranked(number: int, rank: int, cost_bytes: int) -> Wanted:
+    """A spare shard of the contingency at this rank."""
+    return Wanted(Fetch(R[number], "0" * 64, 5, ()), Level.SPARE, cost_bytes, "cat", rank)
