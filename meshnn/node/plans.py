@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from meshnn.cluster.member import BootId, DeviceId
+from meshnn.errors import NoPlanError, UsageError
 from meshnn.graph.card import Card
 from meshnn.node.effects import Changed, Effect, PlansChanged, Send, note
 from meshnn.node.shards import Level, Shards, State, Wanted
 from meshnn.plan.messages import Activate, Fetch, Prepare, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import Epoch, Plan, PlanSet, Recipe
 from meshnn.plan.ranges import memory_bytes
+from meshnn.plan.verify import check_form
 
 # How long a replaced plan stays servable for the requests inside it, in seconds.
 DRAIN_S = 5.0
@@ -136,6 +138,9 @@ class PlanBook:
         lives = {boot for plan in message.plans.plans for device, boot in plan.lives().items() if device == self._me}
         if lives - {self._boot}:
             return [Send(source, Refused(main.epoch, "the plan means an earlier life of this device", known))]
+        fault = self._fault(message.plans)
+        if fault:
+            return [Send(source, Refused(main.epoch, fault, known))]
         self._leader = source
         entry = self._entry(main.model, main.epoch)
         if entry is None:
@@ -148,7 +153,13 @@ class PlanBook:
         return self._arrange()
 
     def on_card(self) -> list[Effect]:
-        """A card arrived: what waits for it can be counted now."""
+        """A card arrived: what waits for it can be counted now, and what was taken on trust is looked at."""
+        for table in (self._prepared, self._active):
+            for model in [model for model, entry in table.items() if self._fault(entry.plans)]:
+                del table[model]
+        wrong = [epoch for epoch, (entry, _) in self._draining.items() if self._fault(entry.plans)]
+        for epoch in wrong:
+            del self._draining[epoch]
         return self._arrange()
 
     def on_activate(self, source: DeviceId, message: Activate, now: float) -> list[Effect]:
@@ -157,6 +168,9 @@ class PlanBook:
         current = self._active.get(main.model)
         if current is not None and main.epoch < current.plans.main.epoch:
             return [Send(source, Activate(current.plans, tuple(sorted(current.ready))))] if source != self._me else []
+        fault = self._fault(message.plans)
+        if fault:
+            return [note("plan_disbelieved", warning=True, model=main.model, source=source, reason=fault)]
         self._unplanned.pop(main.model, None)
         if current is not None and current.plans.main.epoch == main.epoch:
             return self._confirm(source, current, message)
@@ -212,6 +226,23 @@ class PlanBook:
         for model in late:
             del self._prepared[model]
         return [PlansChanged(), *self._arrange()] if over or late else []
+
+    def _fault(self, plans: PlanSet) -> str:
+        """Why a plan set means nothing for its model, "" where it may; without a card that cannot be told yet.
+
+        One impossible plan in the book would break every later count of what the devices hold.
+        """
+        if any(plan.model != plans.main.model for plan in plans.contingencies):
+            return "its contingencies are for another model"
+        card = self._card(plans.main.digest)
+        if card is None:
+            return ""
+        try:
+            for plan in plans.plans:
+                check_form(plan, card)
+        except (UsageError, NoPlanError) as error:
+            return str(error)
+        return ""
 
     def _entry(self, model: str, epoch: Epoch) -> _Entry | None:
         """The active or prepared plan set of this very epoch."""

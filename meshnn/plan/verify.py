@@ -32,16 +32,25 @@ def check(
     Raises UsageError for a plan that means nothing, NoPlanError for one that cannot be run, both with the reason.
     """
     model = outline(card)
-    _numbers(plan, model)
-    for number, lane in enumerate(plan.lanes):
-        _lane(f"lane {number}", lane, model)
-    if way_count(plan) > WAYS_MAX:
-        raise UsageError(f"lanes and groups make {way_count(plan)} ways through the plan, more than {WAYS_MAX}")
+    check_form(plan, card)
     for number, groups, _ in ways(plan):
         derive(model, plan.lanes[number], groups)
     memory = plan_memory(model, plan)
     if devices is not None:
         _room(plan, memory, devices, memory_used_elsewhere or {})
+
+
+def check_form(plan: Plan, card: Model) -> None:
+    """The part of `check` that is quick enough for an event loop: all but the routes and the memory.
+
+    What passes can be computed with. Raises UsageError and NoPlanError as `check` does.
+    """
+    model = outline(card)
+    _numbers(plan, model)
+    for number, lane in enumerate(plan.lanes):
+        _lane(f"lane {number}", lane, model)
+    if way_count(plan) > WAYS_MAX:
+        raise UsageError(f"lanes and groups make {way_count(plan)} ways through the plan, more than {WAYS_MAX}")
 
 
 def _numbers(plan: Plan, model: Outline) -> None:

@@ -58,7 +58,9 @@ def size_bytes_of(header: Described) -> int:
     """The bytes of a slice, without padding. Raises PeerError for a dtype or shape that does not travel."""
     if header.dtype not in DTYPES:
         raise PeerError("a tensor of a type that does not travel")
-    if len(header.shape) > RANK_LIMIT or any(extent < 0 for extent in header.shape):
+    # An empty tensor may have huge extents beside its zero, and numpy wants even those to fit.
+    bytes_if_full = math.prod(max(1, extent) for extent in header.shape) * np.dtype(header.dtype).itemsize
+    if len(header.shape) > RANK_LIMIT or any(extent < 0 for extent in header.shape) or bytes_if_full >= 2**63:
         raise PeerError("a tensor of a shape that does not travel")
     return math.prod(header.shape) * np.dtype(header.dtype).itemsize
 

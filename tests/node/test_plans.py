@@ -275,3 +275,36 @@ def test_the_costs_of_two_windows_are_counted_once_at_the_larger() -> None:
     bench.serve(PlanSet(main, wide.contingencies))
     assert before < bench.shards.used_bytes < 2 * before
     assert len(bench.shards.loaded()) == len({Recipe(CAT.digest, 0, 3), Recipe(CAT.digest, 4, 7)})
+
+
+def _impossible(epoch: Epoch) -> PlanSet:
+    """One operator range on two devices, said to be no split: nobody can count what its second part costs."""
+    group = Group((Shard(A, BOOT), Shard(C, BOOT)))
+    return PlanSet(Plan(epoch, "cat", CAT.digest, (Lane((Stage(0, 7, (group,)),)),)))
+
+
+def test_a_plan_that_means_nothing_is_refused_with_the_reason() -> None:
+    """Neither prepared nor active: a plan in the book is computed with at every review, and must not break it."""
+    bench, wrong = Bench(), _impossible(SECOND)
+    ((to, refused),) = said(bench.book.on_prepare(B, Prepare(wrong, ()), 0.0), Refused)
+    assert to == B
+    assert isinstance(refused, Refused)
+    assert "one shard" in refused.reason
+    bench.serve(plan_set())
+    bench.book.on_activate(B, Activate(wrong, (SECOND,)), 0.0)
+    assert bench.book.newest("cat") == FIRST
+    foreign = msgspec.structs.replace(plan(FIRST.without(A), D, C), model="dog")
+    ((_, refused),) = said(bench.book.on_prepare(B, Prepare(PlanSet(plan(SECOND, A, C), (foreign,)), ()), 0.0), Refused)
+    assert isinstance(refused, Refused)
+    assert "another model" in refused.reason
+
+
+def test_what_was_taken_on_trust_is_looked_at_once_the_card_is_here() -> None:
+    """Without a card nothing can be told; with it the plans that mean nothing go and the good ones stay."""
+    bench = Bench(card=False)
+    bench.book.on_activate(B, Activate(_impossible(FIRST), (FIRST,)), 0.0)
+    bench.book.on_prepare(B, prepare(plan_set(SECOND)), 0.0)
+    bench.cards[CAT.digest] = CAT
+    bench.book.on_card()
+    assert bench.book.newest("cat") is None
+    assert bench.book.plan("cat", SECOND) is not None

@@ -61,6 +61,7 @@ def test_each_tensor_begins_at_a_multiple_of_64() -> None:
         TensorHeader(0, (3,), "no such type"),
         TensorHeader(0, (-1, -3), "int8"),
         TensorHeader(0, (1,) * 9, "int8"),
+        TensorHeader(0, (0, 2**62), "complex64"),
     ],
 )
 def test_a_header_that_does_not_fit_its_bytes_is_refused(header: TensorHeader) -> None:

@@ -16,7 +16,7 @@ from meshnn.errors import MeshError
 
 TIME_LIMIT_S = 0.050
 MEMORY_LIMIT_BYTES = 16 << 20
-# Every so many inputs, and after every input that took so long, the memory of one is measured.
+# Every so many inputs, and after every input that took so long (`suspicious_s`), the memory of one is measured.
 SAMPLED_EVERY = 997
 SUSPICIOUS_S = 0.005
 FINDINGS_MAX = 20
@@ -53,6 +53,7 @@ class Border:
     clock: Callable[[], float] = time.thread_time
     limit_s: float = TIME_LIMIT_S
     measures_memory: bool = True
+    suspicious_s: float = SUSPICIOUS_S
 
 
 @dataclass
@@ -121,7 +122,7 @@ def _give(border: Border, target: Target, given: object, result: Result) -> str:
     result.slowest_s = max(result.slowest_s, took_s)
     if took_s > border.limit_s:
         fault = fault or f"took more than {border.limit_s * 1000:.0f} ms"
-    if border.again and border.measures_memory and (sampled or took_s > SUSPICIOUS_S):
+    if border.again and border.measures_memory and (sampled or took_s > border.suspicious_s):
         fault = fault or _peak(border, target, given, None, result)
     return fault
 

@@ -117,8 +117,23 @@ def _read_model(data: bytes) -> None:
     card_of(graph, DIGEST, len(data), "fuzzed")
 
 
+def tiny_graphs(precision: str) -> list[Graph]:
+    """Networks of one to three operators: together the forms of `small_graph`, each quick to read."""
+    made: list[Graph] = []
+    for build in (
+        lambda b, x: b.conv(x, 2, activation="RELU6", stride=(2, 2)),
+        lambda b, x: b.depthwise(b.conv(x, 3, (1, 1)), activation="RELU6"),
+        lambda b, x: b.concat(b.add(x, x), b.pool(x, same=True, stride=(1, 1))),
+        lambda b, x: b.softmax(b.fully_connected(b.reshape(x, 1, 36), 5)),
+    ):
+        b = Builder(np.random.default_rng(1), "int8" if precision == "int8" else "float32")
+        made.append(b.graph(build(b, b.input(1, 4, 3, 3, name="image"))))
+    return made
+
+
 def _model(rng: random.Random, folder: Path) -> Spoilt:
-    return Spoilt([write(small_graph(precision)).to_bytes() for precision in ("float32", "int8")], _read_model)
+    graphs = [small_graph(), *tiny_graphs("float32"), *tiny_graphs("int8")]
+    return Spoilt([write(graph).to_bytes() for graph in graphs], _read_model)
 
 
 class MetadataTarget:
@@ -392,7 +407,7 @@ def _config(rng: random.Random, folder: Path) -> Spoilt:
 
 
 BORDERS = (
-    Border("model", _model, (ModelError,), share=0.1),
+    Border("model", _model, (ModelError,), share=0.1, suspicious_s=0.02),
     Border("metadata", _metadata, (ModelError,)),
     Border("card", _card, (ModelError,), share=0.5),
     # The pixels that a header claims are memory that Pillow takes: bounded by PIXELS_MAX, not by the input.
