@@ -17,28 +17,26 @@ from meshnn.net.interfaces import Vicinity
 from meshnn.net.refusals import Refusals
 from meshnn.net.transport import Address
 from meshnn.wire.codec import Codec, Unknown
-from meshnn.wire.datagram import UNSEALED, DatagramHeader, ReplayWindow, decode_datagram, encode_datagram
+from meshnn.wire.datagram import (
+    DATAGRAM_LIMIT_BYTES,
+    DatagramHeader,
+    ReplayWindow,
+    Sieve,
+    counter_of,
+    decode_datagram,
+    encode_datagram,
+    life_of,
+)
 
 # Lives whose counters are remembered; strangers can only push out the longest silent.
 WINDOWS_LIMIT = 4096
+# How many datagrams are read before the loop gets to do something else.
+READS_AT_ONCE = 64
+# Where one was turned away the next look is so much later: a flood is read in gulps and not one by one, which costs a
+# tenth, and the system's buffer holds what comes meanwhile.
+REST_S = 0.005
 
 Receive = Callable[[DeviceId, BootId, msgspec.Struct, Address], None]
-
-
-class _Port(asyncio.DatagramProtocol):
-    """asyncio's end of one socket."""
-
-    def __init__(self, received: Callable[[bytes, Address], None], refusals: Refusals) -> None:
-        self._received = received
-        self._refusals = refusals
-
-    def datagram_received(self, data: bytes, addr: tuple[str | object, int]) -> None:
-        """One datagram came."""
-        self._received(data, (str(addr[0]), addr[1]))
-
-    def error_received(self, exc: Exception) -> None:
-        """The system could not send: best effort, so it is only counted."""
-        self._refusals.note("datagram_unsent", "", str(exc))
 
 
 class Datagrams:
@@ -53,21 +51,24 @@ class Datagrams:
         self._vicinity = vicinity
         self._refusals = refusals
         self._receive = receive
+        self._sieve = Sieve(mesh_tag, hello.device_id, hello.boot_id)
         self._counter = 0
-        self._windows: OrderedDict[tuple[str, str], ReplayWindow] = OrderedDict()
-        self._ports: list[asyncio.DatagramTransport] = []
+        self._windows: OrderedDict[bytes, ReplayWindow] = OrderedDict()
+        self._ports: list[socket.socket] = []
+        self._rests: dict[socket.socket, asyncio.TimerHandle] = {}
 
-    async def open(self, sockets: Sequence[socket.socket]) -> None:
-        """Takes the bound sockets over and receives from now on."""
-        loop = asyncio.get_running_loop()
-        for held in sockets:
-            port, _ = await loop.create_datagram_endpoint(lambda: _Port(self._arrived, self._refusals), sock=held)
-            self._ports.append(port)
+    def open(self, sockets: Sequence[socket.socket]) -> None:
+        """Receives on the bound, non-blocking sockets from now on; they stay their owner's."""
+        self._ports = list(sockets)
+        for port in self._ports:
+            self._listen(port)
 
     def close(self) -> None:
         """Sends and receives no more."""
+        for timer in self._rests.values():
+            timer.cancel()
         for port in self._ports:
-            port.abort()
+            asyncio.get_running_loop().remove_reader(port)
         self._ports = []
 
     def send(self, target: DeviceId | None, boot: BootId | None, address: Address, message: msgspec.Struct) -> None:
@@ -84,40 +85,58 @@ class Datagrams:
             self._refusals.note("datagram_unsent", ascii(address[0])[1:65], "not an IPv4 address")
             return
         if self._ports and address[1]:
-            self._ports[0].sendto(data, address)
+            try:
+                self._ports[0].sendto(data, address)
+            except OSError as error:  # no room or no way just now: best effort, so it is only counted
+                self._refusals.note("datagram_unsent", address[0], str(error))
 
-    def _arrived(self, data: bytes, address: Address) -> None:
-        try:
-            header, body = decode_datagram(data)
-            reason = self._reason_against(header, address)
-            message = self._codec.decode(body) if not reason else None
-        except PeerError as error:
-            self._refusals.note("garbage_datagram", address[0], str(error))
-            return
-        if isinstance(message, Unknown):
-            reason = "unknown_message"
+    def _listen(self, port: socket.socket) -> None:
+        self._rests.pop(port, None)
+        asyncio.get_running_loop().add_reader(port, self._read, port)
+
+    def _read(self, port: socket.socket) -> None:
+        """Takes what has come, and rests where it was not for us."""
+        refused = False
+        for _ in range(READS_AT_ONCE):
+            try:
+                data, address = port.recvfrom(DATAGRAM_LIMIT_BYTES + 1)
+            except (BlockingIOError, InterruptedError):
+                break
+            except OSError as error:  # an earlier one could not be delivered
+                self._refusals.note("datagram_unsent", "", str(error))
+                continue
+            reason = self._arrived(data, address)
+            if reason:
+                refused = True
+                self._refusals.note(reason, address[0])
+        if refused and self._ports:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(port)
+            self._rests[port] = loop.call_later(REST_S, self._listen, port)
+
+    def _arrived(self, data: bytes, address: Address) -> str:
+        """Hands a datagram on; else why not, in a word."""
+        reason = self._sieve.reason_against(data)
         if reason:
-            self._refusals.note(reason, address[0])
-        elif message is not None:
-            self._receive(DeviceId(header.sender), BootId(header.boot_id), message, address)
-
-    def _reason_against(self, header: DatagramHeader, address: Address) -> str:
-        """Why a datagram is dropped before its body is looked at; empty to take it."""
-        mine = self._hello
-        if header.mesh_tag != self._mesh_tag:
-            return "wrong_mesh_datagram"
-        if header.key_id != UNSEALED:
-            return "unknown_key"
-        if header.sender == mine.device_id:
-            return "own_datagram"
-        if header.target not in {"", mine.device_id} or header.target_boot not in {"", mine.boot_id}:
-            return "datagram_for_another"
+            return reason
+        life, counter = life_of(data), counter_of(data)
+        window = self._windows.get(life)
+        if window is not None and window.seen(counter):
+            return "replayed_datagram"
         if not self._vicinity.includes(address[0]):
             return "foreign"
-        return "" if self._window(header).accept(header.counter) else "replayed_datagram"
+        self._window(life).accept(counter)
+        try:
+            header, body = decode_datagram(data)
+            message = self._codec.decode(body)
+        except PeerError:
+            return "garbage_datagram"
+        if isinstance(message, Unknown):
+            return "unknown_message"
+        self._receive(DeviceId(header.sender), BootId(header.boot_id), message, address)
+        return ""
 
-    def _window(self, header: DatagramHeader) -> ReplayWindow:
-        life = (header.sender, header.boot_id)
+    def _window(self, life: bytes) -> ReplayWindow:
         window = self._windows.get(life)
         if window is None:
             window = self._windows[life] = ReplayWindow()

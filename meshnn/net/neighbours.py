@@ -91,11 +91,7 @@ class Neighbours:
         tag = mesh_tag(self._hello.mesh)
         self._datagrams = Datagrams(self._hello, tag, self._codec, self._vicinity, self.refusals, self._datagram_came)
         self._listeners = listeners
-        try:
-            await self._datagrams.open(listeners.datagrams)
-        except OSError as error:
-            listeners.close()
-            raise NodeError(f"cannot receive datagrams on port {listeners.port}: {error}") from error
+        self._datagrams.open(listeners.datagrams)
         self._doorway.open(listeners.streams)
         self._tasks.spawn(self._watch_links(), "watch")
 

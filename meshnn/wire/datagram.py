@@ -26,6 +26,9 @@ UNSEALED = 0
 REPLAY_WINDOW = 1024
 DEVICE_ID_BYTES = 16
 BOOT_ID_BYTES = 8
+# Where the fields lie that are looked at before the header is taken apart.
+_MESH, _SENDER, _LIFE = slice(4, 12), slice(12, 28), slice(12, 36)
+_TARGET, _TARGET_BOOT, _COUNTER = slice(36, 52), slice(52, 60), slice(60, 68)
 _NOBODY = bytes(DEVICE_ID_BYTES)
 _ANY_LIFE = bytes(BOOT_ID_BYTES)
 
@@ -110,6 +113,49 @@ def decode_datagram(data: bytes) -> tuple[DatagramHeader, bytes]:
     return header, data[HEADER.size :]
 
 
+class Sieve:
+    """What of the datagrams that come is for one life of one device, told from the bytes alone, before anything is made.
+
+    A flood of what is not costs a few comparisons each.
+    """
+
+    __slots__ = ("_boots", "_mine", "_prefix", "_tag", "_targets")
+
+    def __init__(self, mesh_tag: bytes, device_id: str, boot_id: str) -> None:
+        """Who listens. Raises PeerError for ids that are none."""
+        self._tag = mesh_tag
+        self._prefix = MAGIC + bytes((VERSION, UNSEALED)) + mesh_tag
+        self._mine = device_id_bytes(device_id)
+        self._targets = (self._mine, _NOBODY)
+        self._boots = (boot_id_bytes(boot_id), _ANY_LIFE)
+
+    def reason_against(self, data: bytes) -> str:
+        """Why a datagram is dropped, in a word; empty to take it."""
+        if not data.startswith(self._prefix) or not HEADER.size < len(data) <= DATAGRAM_LIMIT_BYTES:
+            return self._strangeness(data)
+        if data[_SENDER] == self._mine:
+            return "own_datagram"
+        if data[_TARGET] not in self._targets or data[_TARGET_BOOT] not in self._boots:
+            return "datagram_for_another"
+        return ""
+
+    def _strangeness(self, data: bytes) -> str:
+        known = data.startswith(MAGIC + bytes((VERSION,))) and HEADER.size < len(data) <= DATAGRAM_LIMIT_BYTES
+        if not known:
+            return "garbage_datagram"
+        return "wrong_mesh_datagram" if data[_MESH] != self._tag else "unknown_key"
+
+
+def life_of(data: bytes) -> bytes:
+    """Whose life a datagram says it is from: the raw bytes of device id and boot id."""
+    return data[_LIFE]
+
+
+def counter_of(data: bytes) -> int:
+    """A datagram's counter."""
+    return int.from_bytes(data[_COUNTER], "big")
+
+
 class ReplayWindow:
     """Which counters of one sender's life have been seen, among the last `size`; older ones count as seen."""
 
@@ -120,14 +166,19 @@ class ReplayWindow:
         self._highest = -1
         self._seen = 0  # bit i: highest - i was seen
 
+    def seen(self, counter: int) -> bool:
+        """Whether `counter` came before, or is too old to tell."""
+        behind = self._highest - counter
+        return behind >= 0 and (behind >= self._size or bool(self._seen >> behind & 1))
+
     def accept(self, counter: int) -> bool:
         """Whether `counter` is new; if so it is seen from now on."""
+        if self.seen(counter):
+            return False
         ahead = counter - self._highest
         if ahead > 0:
             self._seen = ((self._seen << ahead) | 1) & ((1 << self._size) - 1) if ahead < self._size else 1
             self._highest = counter
-            return True
-        if -ahead >= self._size or self._seen >> -ahead & 1:
-            return False
-        self._seen |= 1 << -ahead
+        else:
+            self._seen |= 1 << -ahead
         return True

@@ -14,11 +14,12 @@ import psutil
 import pytest
 
 from meshnn.net.refusals import QUIET_S, Refusals
-from meshnn.net.security import Authority, Identity
+from meshnn.net.security import Authority, Identity, mesh_tag
 from meshnn.net.transport import Limits
 from meshnn.telemetry import captured
+from meshnn.wire.datagram import DatagramHeader, encode_datagram
 from meshnn.wire.frame import HEADER, MAGIC, VERSION, Kind, head
-from tests.net.recorder import LOCAL, Note, Peer, StartPeer, eventually, link
+from tests.net.recorder import LOCAL, MESH, Note, Peer, StartPeer, eventually, link
 
 CONNECTIONS = 200
 
@@ -97,6 +98,42 @@ async def test_garbage_datagrams_are_counted_and_dropped(peers: StartPeer) -> No
     b.transport.send_datagram(a.id, None, LOCAL, a.transport.port, Note("good"))
     await a.recorder.until("datagram")
     assert len(a.recorder.events) == 1
+
+
+async def test_a_flood_of_what_is_not_ours_changes_nothing(peers: StartPeer) -> None:
+    """Replays, another mesh's, one's own: thousands of them call no handler, leave no row, and do not hold up the good.
+
+    `python -m tools.chaos.borders stranger` has the figures.
+    """
+    a, b = await peers("a"), await peers("b")
+    datagrams = a.transport._datagrams
+    assert datagrams is not None
+    b.transport.send_datagram(a.id, None, LOCAL, a.transport.port, Note("first"))
+    await a.recorder.until("datagram")
+    tag, life = mesh_tag(MESH), b.hello.boot_id
+    replayed = encode_datagram(DatagramHeader(tag, b.id, life, 1), b"x")
+    others = [
+        encode_datagram(DatagramHeader(b"another!", b.id, life, 7), b"x"),
+        encode_datagram(DatagramHeader(tag, a.id, life, 7), b"x"),
+        encode_datagram(DatagramHeader(tag, b.id, life, 7, target=b.id), b"x"),
+        encode_datagram(DatagramHeader(tag, b.id, life, 7, key_id=1), b"x"),
+    ]
+    windows = dict(datagrams._windows)
+    counts, told = a.transport.refusals.counts, 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+        for _ in range(40):
+            for data in (replayed, *others):
+                for _ in range(10):
+                    stranger.sendto(data, (LOCAL, a.transport.port))
+            told += 50
+            await eventually(lambda: counts.total() == told)
+    assert counts == dict.fromkeys(
+        ("replayed_datagram", "wrong_mesh_datagram", "own_datagram", "datagram_for_another", "unknown_key"), 400
+    )
+    assert datagrams._windows == windows
+    b.transport.send_datagram(a.id, None, LOCAL, a.transport.port, Note("good"))
+    await a.recorder.until("datagram", times=2)
+    assert [event[3] for event in a.recorder.of("datagram")] == [Note("first"), Note("good")]
 
 
 async def test_garbage_on_a_link_ends_that_link_only(peers: StartPeer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,11 +13,14 @@ from meshnn.wire.datagram import (
     HEADER,
     DatagramHeader,
     ReplayWindow,
+    Sieve,
     boot_id_bytes,
+    counter_of,
     decode_datagram,
     device_id_bytes,
     device_id_text,
     encode_datagram,
+    life_of,
 )
 
 device_ids = st.binary(min_size=16, max_size=16).filter(any).map(device_id_text)
@@ -110,3 +114,47 @@ def test_a_replay_window_survives_a_great_leap() -> None:
     assert not window.accept(0)
     assert window.accept(2**64 - 2)
     assert not window.accept(2**64 - 1)
+
+
+@given(header=headers, mine=device_ids, boot=boot_ids, mesh=st.booleans(), target=st.booleans(), sealed=st.booleans())
+def test_the_sieve_tells_from_the_bytes_what_the_header_says(
+    header: DatagramHeader, mine: str, boot: str, mesh: bool, target: bool, sealed: bool
+) -> None:
+    """Each reason for itself, the life and the counter; the fields lie where the header has them."""
+    changes: dict[str, object] = {} if sealed else {"key_id": 0}
+    changes |= {"target": mine, "target_boot": boot} if target else {}
+    header = msgspec.structs.replace(header, **changes)
+    sieve = Sieve(header.mesh_tag if mesh else b"another!", mine, boot)
+    data = encode_datagram(header, b"x")
+    expected = ""
+    if header.mesh_tag != (header.mesh_tag if mesh else b"another!"):
+        expected = "wrong_mesh_datagram"
+    elif header.key_id:
+        expected = "unknown_key"
+    elif header.sender == mine:
+        expected = "own_datagram"
+    elif header.target not in {"", mine} or header.target_boot not in {"", boot}:
+        expected = "datagram_for_another"
+    assert sieve.reason_against(data) == expected
+    assert life_of(data) == device_id_bytes(header.sender) + boot_id_bytes(header.boot_id)
+    assert counter_of(data) == header.counter
+
+
+@given(data=st.binary(max_size=200) | st.binary(max_size=100).map(lambda tail: b"mD\x01\0" + b"12345678" + tail))
+def test_the_sieve_lets_nothing_through_that_is_no_datagram(data: bytes) -> None:
+    """What it takes can be decoded."""
+    sieve = Sieve(b"12345678", SOMEONE.sender, SOMEONE.boot_id)
+    if not sieve.reason_against(data):
+        decode_datagram(data)
+
+
+def test_the_sieve_takes_what_is_for_me_or_for_anybody() -> None:
+    """Named by device, by device and life, or not at all; not one's own, and not with another key."""
+    me, boot = device_id_text(b"m" * 16), "02" * 8
+    sieve = Sieve(SOMEONE.mesh_tag, me, boot)
+    for target, life in (("", ""), (me, ""), (me, boot)):
+        header = msgspec.structs.replace(SOMEONE, target=target, target_boot=life)
+        assert sieve.reason_against(encode_datagram(header, b"x")) == ""
+    assert sieve.reason_against(encode_datagram(SOMEONE, b"x")[: HEADER.size]) == "garbage_datagram"
+    mine = msgspec.structs.replace(SOMEONE, sender=me)
+    assert sieve.reason_against(encode_datagram(mine, b"x")) == "own_datagram"
