@@ -103,7 +103,7 @@ async def test_garbage_datagrams_are_counted_and_dropped(peers: StartPeer) -> No
 async def test_a_flood_of_what_is_not_ours_changes_nothing(peers: StartPeer) -> None:
     """Replays, another mesh's, one's own: thousands of them call no handler, leave no row, and do not hold up the good.
 
-    `python -m tools.chaos.borders stranger` has the figures.
+    `python -m tools.borders stranger` has the figures.
     """
     a, b = await peers("a"), await peers("b")
     datagrams = a.transport._datagrams

@@ -119,15 +119,16 @@ def _read_model(data: bytes) -> None:
 
 def tiny_graphs(precision: str) -> list[Graph]:
     """Networks of one to three operators: together the forms of `small_graph`, each quick to read."""
-    made: list[Graph] = []
-    for build in (
+    forms: tuple[Callable[[Builder, int], int], ...] = (
         lambda b, x: b.conv(x, 2, activation="RELU6", stride=(2, 2)),
         lambda b, x: b.depthwise(b.conv(x, 3, (1, 1)), activation="RELU6"),
         lambda b, x: b.concat(b.add(x, x), b.pool(x, same=True, stride=(1, 1))),
         lambda b, x: b.softmax(b.fully_connected(b.reshape(x, 1, 36), 5)),
-    ):
+    )
+    made: list[Graph] = []
+    for form in forms:
         b = Builder(np.random.default_rng(1), "int8" if precision == "int8" else "float32")
-        made.append(b.graph(build(b, b.input(1, 4, 3, 3, name="image"))))
+        made.append(b.graph(form(b, b.input(1, 4, 3, 3, name="image"))))
     return made
 
 
