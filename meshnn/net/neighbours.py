@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import msgspec
 
 from meshnn.cluster.member import BootId, DeviceId
-from meshnn.errors import NodeError, PeerError
+from meshnn.errors import PeerError
 from meshnn.net.datagrams import Datagrams
 from meshnn.net.dialler import DialError, Dialler
 from meshnn.net.doorway import Doorway

@@ -114,9 +114,9 @@ def decode_datagram(data: bytes) -> tuple[DatagramHeader, bytes]:
 
 
 class Sieve:
-    """What of the datagrams that come is for one life of one device, told from the bytes alone, before anything is made.
+    """Which datagrams are for one life of one device, told from the bytes alone, before anything is made of them.
 
-    A flood of what is not costs a few comparisons each.
+    A flood of those that are not costs a few comparisons each.
     """
 
     __slots__ = ("_boots", "_mine", "_prefix", "_tag", "_targets")
