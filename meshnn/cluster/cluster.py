@@ -13,7 +13,7 @@ from meshnn.cluster.membership import Membership
 from meshnn.cluster.messages import Beat, Digest, Estimate, Message, Rumour, Sync, estimate_bytes
 from meshnn.cluster.post import Post
 from meshnn.cluster.roster import Roster
-from meshnn.cluster.timing import STALL_S
+from meshnn.cluster.timing import STALL_S, earliest
 
 
 class Cluster:
@@ -244,5 +244,4 @@ class Cluster:
         return [*changes, *self._post.drain()]
 
     def _due(self) -> float | None:
-        parts = (self._membership.deadline, self._election.deadline, self._load.deadline)
-        return min((at for at in parts if at is not None), default=None)
+        return earliest((self._membership.deadline, self._election.deadline, self._load.deadline))

@@ -89,7 +89,7 @@ class Election:
     def on_view(self, now: float) -> None:
         """The set of usable members may have changed. Joins and departures of others start no election."""
         before, self._view = self._view, self._roster.usable
-        if before == self._view:
+        if before is self._view or before == self._view:
             return
         if self.leader is not None and self.leader not in self._view:
             self._lose_leader(now)

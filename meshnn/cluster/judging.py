@@ -12,7 +12,7 @@ from meshnn.cluster.post import Post
 from meshnn.cluster.probing import Prober
 from meshnn.cluster.roster import Roster
 from meshnn.cluster.suspicion import Suspicion, suspicion_of
-from meshnn.cluster.timing import ALONE_AFTER_S, GRACE_S, ISOLATION_S, PROBE_INTERVAL_S, VERIFY_S
+from meshnn.cluster.timing import ALONE_AFTER_S, GRACE_S, ISOLATION_S, PROBE_INTERVAL_S, VERIFY_S, earliest
 
 
 class Judge:
@@ -45,7 +45,7 @@ class Judge:
             due += list(self._watched.values())
             if len(self._roster.usable) > 2:
                 due.append(self._heard_at + ISOLATION_S)
-        return min((at for at in due if at is not None), default=None)
+        return earliest(due)
 
     def on_heard(self, device: DeviceId, now: float) -> None:
         """Something came directly from a member: it lives, and this device can hear."""

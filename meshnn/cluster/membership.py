@@ -32,7 +32,7 @@ from meshnn.cluster.post import Post
 from meshnn.cluster.probing import Prober
 from meshnn.cluster.roster import Roster
 from meshnn.cluster.seeking import Seeker
-from meshnn.cluster.timing import LOAD_GOSSIP_SIZE_MAX
+from meshnn.cluster.timing import LOAD_GOSSIP_SIZE_MAX, earliest
 
 LEAVE_DATAGRAMS_MAX = 64
 LEAVE_STREAMS_MAX = 3
@@ -56,7 +56,7 @@ class Membership:
     def deadline(self) -> float | None:
         """When `on_deadline` is due next."""
         parts = (self.prober, self.judge, self.anti_entropy, self.seeker, self.post)
-        return min((part.deadline for part in parts if part.deadline is not None), default=None)
+        return earliest([part.deadline for part in parts])
 
     def start(self, now: float) -> None:
         """Begin: announce this life, dial the seeds, probe."""

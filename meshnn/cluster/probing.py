@@ -10,7 +10,7 @@ from meshnn.cluster.member import BootId, DeviceId
 from meshnn.cluster.messages import Ack, Nack, Ping, PingRequest
 from meshnn.cluster.post import Post
 from meshnn.cluster.roster import Roster
-from meshnn.cluster.timing import ISOLATION_S, PING_TIMEOUT_S, PING_TIMEOUT_S_MIN, PROBE_INTERVAL_S
+from meshnn.cluster.timing import ISOLATION_S, PING_TIMEOUT_S, PING_TIMEOUT_S_MIN, PROBE_INTERVAL_S, earliest
 
 NACK_SHARE = 0.8
 """A relay says no after this share of the timeout, so that its no arrives before the asker gives up."""
@@ -60,10 +60,12 @@ class Prober:
     @property
     def deadline(self) -> float | None:
         """When something is due next."""
-        due = [self._probe_at, *(relayed.nack_at for relayed in self._relayed.values())]
+        due = [self._probe_at]
+        if self._relayed:
+            due += [relayed.nack_at for relayed in self._relayed.values()]
         if self._probe is not None:
             due += [self._probe.relays_at, self._probe.ends_at]
-        return min((at for at in due if at is not None), default=None)
+        return earliest(due)
 
     def cut_off(self, device: DeviceId) -> bool:
         """Whether a device did not answer this one directly, by datagram or stream, in its last probes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import types
 import zlib
@@ -27,6 +28,7 @@ class Roster:
         self._rows: dict[DeviceId, Member] = {me.device_id: me}
         self._since: dict[DeviceId, float] = {me.device_id: now}
         self._heard: dict[DeviceId, float] = {}
+        self._hashes: dict[DeviceId, tuple[Member, int]] = {}
         self._usable: tuple[DeviceId, ...] | None = None
         self._snapshot: Mapping[DeviceId, Member] | None = None
 
@@ -135,6 +137,7 @@ class Roster:
                 del self._rows[device]
                 self._since.pop(device, None)
                 self._heard.pop(device, None)
+                self._hashes.pop(device, None)
                 self._snapshot = None
                 self.changes.append(MemberChanged(row, None))
 
@@ -142,8 +145,16 @@ class Roster:
         """One hash per bucket over the usable rows, equal where two tables agree."""
         hashes = [0] * BUCKETS
         for device in self.usable:
-            hashes[bucket_of(device)] ^= _row_hash(self._rows[device])
+            hashes[bucket_of(device)] ^= self._hash_of(device)
         return tuple(hashes)
+
+    def _hash_of(self, device: DeviceId) -> int:
+        """The hash of a row, kept until the row is another: a digest of a thousand rows is asked for often."""
+        row = self._rows[device]
+        kept = self._hashes.get(device)
+        if kept is None or kept[0] is not row:
+            kept = self._hashes[device] = (row, _row_hash(row))
+        return kept[1]
 
     def rows_in(self, buckets: Iterable[int]) -> list[Member]:
         """All rows of the buckets, tombstones too, in order."""
@@ -151,6 +162,7 @@ class Roster:
         return [row for device, row in self.snapshot.items() if bucket_of(device) in wanted]
 
 
+@functools.lru_cache(maxsize=2 * ROWS_MAX)
 def bucket_of(device: DeviceId) -> int:
     """The anti-entropy bucket of a device."""
     return zlib.crc32(device.encode()) % BUCKETS

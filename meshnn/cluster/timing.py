@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 PROBE_INTERVAL_S = 1.0
@@ -40,12 +42,25 @@ class Timing(msgspec.Struct, frozen=True):
     sync_interval_s: float
 
 
+def earliest(times: Iterable[float | None]) -> float | None:
+    """The least of these times; None where there is none."""
+    least: float | None = None
+    for at in times:
+        if at is not None and (least is None or at < least):
+            least = at
+    return least
+
+
+_TINY = Timing(3, 8.0, 0, 4, 3, 8, 15.0)
+_SMALL = Timing(3, 6.0, 2, 8, 3, 8, 30.0)
+_LARGE = Timing(3, 7.0, 3, 8, 3, 12, 60.0)
+_HUGE = Timing(3, 8.0, 3, 8, 3, 16, 120.0)
+
+
 def timing_for(size: int) -> Timing:
     """The parameters for a mesh of `size` usable members, this one included."""
     if size <= 4:
-        return Timing(3, 8.0, 0, 4, 3, 8, 15.0)
+        return _TINY
     if size <= 32:
-        return Timing(3, 6.0, 2, 8, 3, 8, 30.0)
-    if size <= 200:
-        return Timing(3, 7.0, 3, 8, 3, 12, 60.0)
-    return Timing(3, 8.0, 3, 8, 3, 16, 120.0)
+        return _SMALL
+    return _LARGE if size <= 200 else _HUGE

@@ -32,6 +32,7 @@ class Contacts:
         self._linked: dict[DeviceId, BootId] = {}
         self._lost: dict[DeviceId, tuple[BootId, float]] = {}
         self._missing: dict[DeviceId, _Missing] = {}
+        self._changed = True
 
     @property
     def linked(self) -> frozenset[DeviceId]:
@@ -41,9 +42,16 @@ class Contacts:
     @property
     def deadline(self) -> float | None:
         """When to dial next or to give up on a lost link, in the caller's clock."""
+        if not self._missing and not self._lost:
+            return None
         times = [missing.due for missing in self._missing.values()]
         times += [until for _, until in self._lost.values()]
-        return min(times, default=None)
+        return min(times)
+
+    def due(self, now: float) -> bool:
+        """Whether `review` has anything to do though the members are the same: a link changed, or time came."""
+        deadline = self.deadline
+        return self._changed or (deadline is not None and deadline <= now)
 
     def reachable(self, member: Member, now: float) -> bool:
         """Whether plans may count on a member: itself, or linked in this very life, or lost a moment ago."""
@@ -55,12 +63,14 @@ class Contacts:
 
     def on_linked(self, device: DeviceId, boot: BootId) -> None:
         """A link is up."""
+        self._changed = True
         self._linked[device] = boot
         self._lost.pop(device, None)
         self._missing.pop(device, None)
 
     def on_unlinked(self, device: DeviceId, evidence: str, now: float) -> None:
         """A link is gone; a host that says the process is gone gets no grace."""
+        self._changed = True
         boot = self._linked.pop(device, None)
         if boot is not None and evidence in {"closed", "silent"}:
             self._lost[device] = (boot, now + GRACE_S)
@@ -68,6 +78,7 @@ class Contacts:
 
     def review(self, members: Iterable[Member], now: float) -> list[Dial]:
         """Dial whoever is due."""
+        self._changed = False
         self._lost = {device: lost for device, lost in self._lost.items() if lost[1] > now}
         absent = {m.device_id: m for m in members if m.device_id != self._me and m.device_id not in self._linked}
         self._missing = {device: row for device, row in self._missing.items() if device in absent}

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar, cast, get_args
 
 import msgspec
 
 from meshnn.cluster.cluster import Cluster
-from meshnn.cluster.effects import Evidence, LeaderChanged, MemberChanged
+from meshnn.cluster.effects import Dial, Evidence, LeaderChanged, MemberChanged
 from meshnn.cluster.member import Address, BootId, Capability, DeviceId, Load, Member, MemberState
 from meshnn.cluster.messages import Message
+from meshnn.cluster.timing import earliest
 from meshnn.errors import ModelError
 from meshnn.graph.card import Card
 from meshnn.node.catalogue import Catalogue
@@ -51,13 +52,13 @@ class Core:
         self._copying: dict[str, DeviceId] = {}
         self._cards_due: float | None = None
         self._led: tuple[DeviceId | None, int] = (None, 0)
+        self._looked_at: Mapping[DeviceId, Member] | None = None
 
     @property
     def deadline(self) -> float | None:
         """When `on_deadline` is due, in the caller's clock."""
-        parts = (self.cluster, self.book, self.leader, self.contacts)
-        times = [self._cards_due, self._copies_due, *(part.deadline for part in parts)]
-        return min((when for when in times if when is not None), default=None)
+        own = (self._cards_due, self._copies_due)
+        return earliest((*own, self.cluster.deadline, self.book.deadline, self.leader.deadline, self.contacts.deadline))
 
     @property
     def _copies_due(self) -> float | None:
@@ -264,7 +265,7 @@ class Core:
                 changed = False
                 pending.extend(self._review(now))
             else:
-                return [*out, *self.contacts.review(self._dialable(), now)]
+                return [*out, *self._redial(now)]
         raise AssertionError("a node talks to itself without end")
 
     def _follow_leader(self, now: float) -> list[Effect]:
@@ -293,6 +294,14 @@ class Core:
             disks = {device: member.capability.disk_bytes for device, member in planned.items()}
             effects += self.copies.review(self.catalogue, disks, now)
         return effects
+
+    def _redial(self, now: float) -> list[Dial]:
+        """Dial whoever is due; the same members need no second look before that."""
+        members = self.cluster.members
+        if members is self._looked_at and not self.contacts.due(now):
+            return []
+        self._looked_at = members
+        return self.contacts.review(self._dialable(), now)
 
     def _dialable(self) -> list[Member]:
         states = {MemberState.ALIVE, MemberState.SUSPECT}

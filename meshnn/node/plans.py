@@ -52,6 +52,8 @@ class PlanBook:
     @property
     def deadline(self) -> float | None:
         """When the next replaced or orphaned plan is dropped, in the caller's clock."""
+        if not self._draining and not self._prepared:
+            return None
         times = [until for _, until in self._draining.values()]
         times += [entry.orphan_until for entry in self._prepared.values() if entry.orphan_until is not None]
         return min(times, default=None)

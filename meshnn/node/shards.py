@@ -42,6 +42,9 @@ class State(enum.Enum):
     FAILED = "failed"
 
 
+_IN_MEMORY = (State.LOADING, State.LOADED)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """A shard that a model's plan gives this device: its file, how much it is needed, what it costs in memory.
@@ -82,7 +85,7 @@ class Shards:
     @property
     def used_bytes(self) -> int:
         """What the loaded and loading shards cost, by the planner's formula."""
-        return sum(row.cost_bytes for row in self._rows.values() if row.state in {State.LOADING, State.LOADED})
+        return sum(row.cost_bytes for row in self._rows.values() if row.state in _IN_MEMORY)
 
     def handle(self, recipe: Recipe) -> int | None:
         """The runtime's handle of a loaded shard."""
@@ -106,6 +109,10 @@ class Shards:
     def loaded(self) -> tuple[Recipe, ...]:
         """The shards that are loaded, sorted."""
         return tuple(sorted(recipe for recipe, row in self._rows.items() if row.state is State.LOADED))
+
+    def handles(self) -> set[int]:
+        """The runtime's handles of the loaded shards."""
+        return {row.handle for row in self._rows.values() if row.state is State.LOADED}
 
     def want(self, wanted: Iterable[Wanted]) -> list[Effect]:
         """Replace what is wanted; of two wishes for one recipe the more needed holds."""

@@ -44,6 +44,9 @@ class Watcher(Protocol):
     def on_event(self, host: Host) -> None:
         """A device has taken an event in and performed what followed."""
 
+    def on_work(self, host: Host) -> None:
+        """A device's data plane has taken an event in."""
+
     def on_answer(self, host: Host, answer: Answer, value: int) -> None:
         """A request of this device is answered."""
 
@@ -238,6 +241,28 @@ class Host:
         self._arm()
         self.watcher.on_event(self)
 
+    def work(self, deed: Callable[[], None]) -> None:
+        """Something for the data plane alone: the core changes nothing by it."""
+        if self.stalled_until > self.world.now:
+            self.post(lambda mind, now: self._worked(deed))
+        elif self.mind is not None:
+            self._worked(deed)
+
+    def _worked(self, deed: Callable[[], None]) -> list[Effect]:
+        deed()
+        self.watcher.on_work(self)
+        return []
+
+    def work_soon(self, delay_s: float, deed: Callable[[], None]) -> None:
+        """Work of this very life's data plane, in `delay_s` seconds."""
+        boot = self.boot
+
+        def happen() -> None:
+            if self.boot == boot:
+                self.work(deed)
+
+        self.world.later(delay_s, happen)
+
     def _arm(self) -> None:
         mind = self.mind
         deadline = None if mind is None else mind.deadline
@@ -263,7 +288,7 @@ class Host:
         self.world.note(f"{type(message).__name__} {source}>>{self.index}")
         plane = self.plane
         if plane is not None and plane.wants(message):
-            self.post(lambda mind, now: plane.hear(source, message))
+            self.work(lambda: plane.hear(source, message))
         elif isinstance(message, msgspec.Struct):
             self.post(lambda mind, now: mind.on_message(source, message, now))
 

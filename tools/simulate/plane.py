@@ -27,7 +27,6 @@ from meshnn.plan.plan import Group, Recipe, Stage
 from meshnn.plan.routes import ORIGIN
 
 if TYPE_CHECKING:
-    from meshnn.node.effects import Effect
     from tools.simulate.host import Host
 
 ASSEMBLY_BYTES = 4_000_000
@@ -105,10 +104,10 @@ class Plane:
         """Whether a message is the data plane's."""
         return isinstance(message, Carried | Receipt | Failed | Cancel)
 
-    def hear(self, source: DeviceId, message: object) -> list[Effect]:
+    def hear(self, source: DeviceId, message: object) -> None:
         """Something for the data plane came over a link."""
         if self._over:
-            return []
+            return
         match message:
             case Carried():
                 self._on_carried(source, message)
@@ -120,7 +119,6 @@ class Plane:
                 self.assembly.cancel(source, request, attempt, self._now)
                 self._forget_carried(source, request, attempt)
         self._arm()
-        return []
 
     def on_linked(self, device: DeviceId, boot: BootId) -> None:
         """A device is linked in this life."""
@@ -329,9 +327,9 @@ class Plane:
             self._runs += 1
             self._host.watcher.on_run(self._host, complete.key.passage, handle)
             takes_s = STAGE_S * (site.recipe.last - site.recipe.first + 1) * self.slowness
-            self._host.soon(takes_s, partial(self._done, site, complete))
+            self._host.work_soon(takes_s, partial(self._done, site, complete))
 
-    def _done(self, site: Site, complete: Complete, mind: object, now: float) -> list[Effect]:
+    def _done(self, site: Site, complete: Complete) -> None:
         """A shard has run: hand its outputs on."""
         key = complete.key
         self._runs -= 1
@@ -342,7 +340,6 @@ class Plane:
         self.assembly.finish(key)
         self._run_next()
         self._arm()
-        return []
 
     # -- both --
 
@@ -402,12 +399,11 @@ class Plane:
             return
         self._armed = deadline
 
-        def fire(mind: object, now: float) -> list[Effect]:
+        def fire() -> None:
             if not self._over:
                 self.on_time()
-            return []
 
-        self._host.soon(max(0.0, deadline - self._now), fire)
+        self._host.work_soon(max(0.0, deadline - self._now), fire)
 
 
 def run(site: Site, key: Key, tensors: Mapping[int, Array]) -> tuple[dict[int, Array], dict[int, boxes.Box]]:

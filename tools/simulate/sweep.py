@@ -18,7 +18,8 @@ PLAN_S = 30.0
 DRAIN_S = 40.0
 CALM_S = 5.0
 MEMORIES = (700_000, 1_000_000, 1_400_000)
-ASK_EVERY_S = 1.0
+ASKS_PER_S = 5.0
+"""Of the whole mesh, whatever its size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def _live(mesh: Mesh, setting: Setting, report: Report) -> None:
     mesh.add(0, card("m"))
     mesh.until(lambda: mesh.planned("m"), PLAN_S, "the first plan")
     mesh.run(CALM_S)
-    mesh.ask_all("m", ASK_EVERY_S, mesh.now + setting.seconds + VIEWS_S)
+    mesh.ask_all("m", setting.nodes / ASKS_PER_S, mesh.now + setting.seconds + VIEWS_S)
     schedule(mesh, setting.faults, setting.seconds)
     mesh.run(setting.seconds)
     mesh.run(0.05)

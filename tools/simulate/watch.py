@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from meshnn.cluster.effects import LeaderChanged, MemberChanged, PersistIncarnation, SendDatagram
 from meshnn.cluster.member import DeviceId, MemberState
 from meshnn.cluster.messages import PreVoteReply, VoteReply, Yield
+from meshnn.cluster.roster import ROWS_MAX
 from meshnn.node.core import Core
 from meshnn.node.effects import Effect, Send
 from meshnn.node.plans import DRAIN_S
@@ -134,6 +135,8 @@ class Watch:
         self.leader_changes += 1
         if leader != host.id:
             return
+        others = [one for one in self._hosts.values() if one is not host and one.running]
+        self.seen["two leaders at once"] += any(one.cluster.leader == one.id for one in others)
         self._vote(host, term, host.id)
         first = self._leaders.setdefault(term, host.id)
         # Halves that do not hear each other may choose the same term: the leader's id fences their plans then.
@@ -162,36 +165,39 @@ class Watch:
 
     def on_event(self, host: Host) -> None:
         """A device has taken an event in: what must hold of it."""
-        if host.mind is None:
+        mind = host.mind
+        if mind is None:
             return
-        cluster = host.mind.cluster
-        if cluster.leader == host.id:
-            others = [one for one in self._hosts.values() if one is not host and one.running]
-            self.seen["two leaders at once"] += any(one.cluster.leader == one.id for one in others)
-        self.seen["isolation freeze"] += cluster.isolated
+        cluster = mind.cluster
+        if cluster.isolated:
+            self.seen["isolation freeze"] += 1
         waiting = cluster.rumours
         assert waiting <= RUMOURS_PER_ROW * self._rows[host.id], f"{waiting} rumours wait at device {host.index}"
-        if isinstance(host.mind, Core):
-            self._check_core(host, host.mind)
+        assert len(cluster.members) <= ROWS_MAX, f"device {host.index} keeps {len(cluster.members)} rows"
+        if isinstance(mind, Core):
+            self._check_core(host, mind)
 
     def _check_core(self, host: Host, core: Core) -> None:
         assert core.shards.used_bytes <= host.memory_bytes, f"device {host.index} is over its memory"
-        believed = sorted(core.shards.loaded())
-        assert believed == sorted(host.runtime.loaded.values()), f"device {host.index} has lost count of its shards"
+        lost = core.shards.handles() ^ host.runtime.loaded.keys()
+        assert not lost, f"device {host.index} has lost count of its shards: {sorted(lost)}"
         for model in core.book.models:
-            active = core.book.active(model)
-            assert active is not None
-            self._check_epoch(host, model, active.main.epoch)
+            self._check_epoch(host, model, core.book.newest(model))
+
+    def on_work(self, host: Host) -> None:
+        """A device's data plane has taken an event in: what must hold of it."""
         plane = host.plane
-        assert plane is not None
+        if plane is None:
+            return
         assert plane.ledger.queued <= QUEUE_MAX
         assert 0 <= plane.assembly.held_bytes <= ASSEMBLY_BYTES
         assert 0 <= plane.results.held_bytes <= ASSEMBLY_BYTES
 
-    def _check_epoch(self, host: Host, model: str, epoch: Epoch) -> None:
+    def _check_epoch(self, host: Host, model: str, epoch: Epoch | None) -> None:
+        assert epoch is not None
         key = (host.id, host.boot, model)
         before = self._active.get(key)
-        if before is None or before[0] != epoch:
+        if before is None or (before[0] is not epoch and before[0] != epoch):
             assert before is None or before[0] < epoch, f"device {host.index} went back from {before} to {epoch}"
             self._active[key] = (epoch, self._world.now)
             self.activations[model] += 1
