@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from meshnn.cluster.member import DeviceId, Member
 from meshnn.errors import NoPlanError
 from meshnn.graph.card import Card
+from meshnn.plan.contingency import loadable
 from meshnn.plan.devices import DeviceInfo, Links, speed_of
+from meshnn.plan.outline import outline
 from meshnn.plan.plan import Epoch, Plan, PlanSet
 from meshnn.plan.planner import solve_set
+from meshnn.plan.solver import Problem as Asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +65,14 @@ def solve(problem: Problem) -> PlanSet | str:
 
 
 def better(new: PlanSet, old: PlanSet, problem: Problem) -> bool:
-    """Whether a working plan is worth replacing: the search left it, or the new one covers more deaths."""
+    """Whether a working plan is worth replacing: the search left it, or more deaths would be covered, or by memory."""
     if (new.main.lanes, new.main.window) != (old.main.lanes, old.main.window):
         return True
     here = {member.device_id: member.boot_id for member in problem.members}
     covered = {
         plan.epoch.absent for plan in old.contingencies if all(here.get(d) == b for d, b in plan.lives().items())
     }
-    return not covered.issuperset(plan.epoch.absent for plan in new.contingencies)
+    if not covered.issuperset(plan.epoch.absent for plan in new.contingencies):
+        return True
+    asked = Asked(problem.model, outline(problem.card), problem.devices(), used=problem.used)
+    return not loadable(asked, old).issuperset(loadable(asked, new))

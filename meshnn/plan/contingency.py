@@ -9,7 +9,7 @@ import msgspec
 from meshnn.cluster.member import DeviceId
 from meshnn.plan.copies import Copy, second_copies
 from meshnn.plan.devices import DeviceInfo
-from meshnn.plan.plan import Group, Lane, Plan, Recipe, Shard, Stage
+from meshnn.plan.plan import Group, Lane, Plan, PlanSet, Recipe, Shard, Stage
 from meshnn.plan.ranges import memory_bytes, memory_of
 from meshnn.plan.solver import Problem, Solution, choose, fits, prediction_of, solutions
 from meshnn.plan.splitting import forced
@@ -42,6 +42,15 @@ def contingencies(problem: Problem, main: Plan) -> tuple[Plan, ...]:
                 (loaded if beside is loaded else apart).append(plan)
                 break
     return (*loaded[1:], *apart)
+
+
+def loadable(problem: Problem, plans: PlanSet) -> frozenset[str]:
+    """The deaths whose contingencies the devices of `problem` can load beside the plan and the contingencies before."""
+    loaded = [plans.main]
+    for plan in plans.contingencies:
+        if fits(problem, plan, loaded):
+            loaded.append(plan)
+    return frozenset(plan.epoch.absent for plan in loaded[1:])
 
 
 def _together(problem: Problem, main: Plan, deaths: Sequence[DeviceId]) -> dict[DeviceId, Plan]:

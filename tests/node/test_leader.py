@@ -285,6 +285,20 @@ def test_nothing_much_better_changes_nothing() -> None:
     assert solves(bench.review(500.0)) == []
 
 
+def test_room_for_a_second_copy_is_worth_a_new_plan() -> None:
+    """Two of three devices work and only one death can be covered in memory; with a fourth device both can."""
+    bench = Bench()
+    plans = bench.serve()
+    assert len(plans.main.devices()) == len(plans.contingencies) == 2
+    bench.review(100.0, d=member("d"))
+    (task,) = solves(bench.review(110.0))
+    found = problem.solve(task)
+    assert isinstance(found, PlanSet)
+    assert found.main.lanes == plans.main.lanes
+    assert said(bench.leader.on_solved("cat", task, found, bench.now), Prepare)
+    assert not problem.better(found, found, task)
+
+
 def test_a_measured_speed_is_worth_another_look() -> None:
     """A plan made before a device measured itself is reconsidered with what it measured."""
     bench = Bench()

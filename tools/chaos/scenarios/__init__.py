@@ -6,5 +6,9 @@ from collections.abc import Callable, Mapping
 
 from tools.acceptance.verdict import Verdict
 from tools.chaos.rig import Options
+from tools.chaos.scenarios import deaths
 
-SCENARIOS: Mapping[str, Callable[[Options, Verdict], None]] = {}
+SCENARIOS: Mapping[str, Callable[[Options, Verdict], None]] = {
+    "kill": deaths.kill,
+    "unplug": deaths.unplug,
+}
