@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from tools.acceptance.field import Station, Status, alive, pause, until, workers
 from tools.acceptance.verdict import Verdict
@@ -32,6 +32,42 @@ def unplug(options: Options, verdict: Verdict) -> None:
     _deaths(options, verdict, _unplugged, UNPLUG_LIMIT_S, UNPLUGGED_DEAD_LIMIT_S)
 
 
+@dataclass(slots=True)
+class Course:
+    """What was measured of deaths so far, in seconds: re-routed requests, and when every view had buried the dead."""
+
+    rig: Rig
+    rerouted: list[float] = field(default_factory=list)
+    buried: list[float] = field(default_factory=list)
+
+    def death(self, die: Callable[[Station], Callable[[], None]]) -> None:
+        """One device dies, everything is measured, and it comes back."""
+        victim, own = _victim(self.rig)
+        began = time.monotonic()
+        revive = die(victim)
+        others = [station for station in self.rig.stations if station is not victim]
+        times = first_times(others, lambda seen: state_of(seen, own) in GONE, began, DEAD_S)
+        self.buried.append(max(times.values()) if len(times) == len(others) else DEAD_S)
+        pause(max(0.0, began + AFTER_S - time.monotonic()))
+        hit = self.rig.rerouted_s(began)
+        print(f"  {victim.name}: dead in every view after {self.buried[-1]} s, re-routed in {sorted(hit)}", flush=True)
+        self.rerouted += hit
+        revive()
+
+    @property
+    def figures(self) -> dict[str, int | float]:
+        """The sums of it."""
+        return {
+            "deaths": len(self.buried),
+            "rerouted": len(self.rerouted),
+            "rerouted_p50_s": percentile(self.rerouted, 0.5),
+            "rerouted_p99_s": percentile(self.rerouted, 0.99),
+            "rerouted_max_s": max(self.rerouted, default=0.0),
+            "dead_in_every_view_p50_s": percentile(self.buried, 0.5),
+            "dead_in_every_view_max_s": max(self.buried, default=0.0),
+        }
+
+
 def _deaths(
     options: Options,
     verdict: Verdict,
@@ -39,40 +75,20 @@ def _deaths(
     limit_s: float,
     dead_limit_s: float,
 ) -> None:
-    rerouted: list[float] = []
-    buried: list[float] = []
     with Rig(replace(options, little=options.little or LITTLE), verdict.scenario) as rig:
         rig.serve()
+        course = Course(rig)
         for _ in range(options.repeat or REPEATS):
-            victim, own = _victim(rig)
-            began = time.monotonic()
-            revive = die(victim)
-            others = [station for station in rig.stations if station is not victim]
-            times = first_times(others, lambda seen, own=own: state_of(seen, own) in GONE, began, DEAD_S)  # type: ignore[misc]
-            buried.append(max(times.values()) if len(times) == len(others) else DEAD_S)
-            pause(max(0.0, began + AFTER_S - time.monotonic()))
-            hit = rig.rerouted_s(began)
-            print(f"  {victim.name}: dead in every view after {buried[-1]} s, re-routed in {sorted(hit)}", flush=True)
-            rerouted += hit
-            revive()
+            course.death(die)
         counts = rig.end()
         longest = max((r.ended_s - r.began_s for r in rig.requests()), default=0.0)
-    verdict.figures |= {
-        "deaths": len(buried),
-        **counts,
-        "rerouted": len(rerouted),
-        "rerouted_p50_s": percentile(rerouted, 0.5),
-        "rerouted_p99_s": percentile(rerouted, 0.99),
-        "rerouted_max_s": max(rerouted, default=0.0),
-        "longest_answer_s": round(longest, 2),
-        "dead_in_every_view_p50_s": percentile(buried, 0.5),
-        "dead_in_every_view_max_s": max(buried, default=0.0),
-    }
+    verdict.figures |= {**counts, **course.figures, "longest_answer_s": round(longest, 2)}
     for key in ("lost", "doubled", "wrong"):
         verdict.check(counts[key] == 0, f"{counts[key]} {key}")
-    verdict.check(bool(rerouted), "no request was hit: nothing was measured")
-    verdict.check(percentile(rerouted, 0.99) <= limit_s, f"re-routed in {percentile(rerouted, 0.99)} s at p99")
-    verdict.check(max(buried) <= dead_limit_s, f"dead in every view after {max(buried)} s")
+    p99_s, buried_s = percentile(course.rerouted, 0.99), max(course.buried)
+    verdict.check(bool(course.rerouted), "no request was hit: nothing was measured")
+    verdict.check(p99_s <= limit_s, f"re-routed in {p99_s} s at p99")
+    verdict.check(buried_s <= dead_limit_s, f"dead in every view after {buried_s} s")
 
 
 def _victim(rig: Rig) -> tuple[Station, str]:
