@@ -2,8 +2,9 @@
 
 Every split is tried at every operator and on the fused runs that the cost model likes best, in 2, 3 and 4 even parts
 and in two of 3 to 1, as `meshnn plan check --all-splits` does it. A cell tells how many ran and were equal in every
-byte, or the largest deviation at a merged tensor, or why all were refused. With `--into` the table replaces what stands
-in the file between `<!-- split table -->` and `<!-- end of split table -->`. Exits 1 if a split was outside its class.
+byte, or the largest deviation at a merged tensor, or why all were refused. With `--into` the rows of these networks
+replace theirs in the file, between `<!-- split table -->` and `<!-- end of split table -->`. Exits 1 if a split was
+outside its class.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from meshnn.cli.check import open_bench
 from meshnn.errors import MeshError
 from meshnn.graph.card import Card
 from meshnn.node.check import Bench, Outcome, trials
+from tools.marked import put
 
 DIVISIONS: dict[str, tuple[float, ...]] = {"2": (1, 1), "3": (1, 1, 1), "4": (1, 1, 1, 1), "3:1": (3, 1)}
 ROWS = ("output", "depthwise", "input", "spatial")
 DULL = re.compile("does not sum over its inputs|has no rule for splitting")
-BEGIN, END = "<!-- split table -->", "<!-- end of split table -->"
+MARK = "split table"
 
 
 def precision_of(card: Card) -> str:
@@ -80,7 +82,7 @@ def lines_of(bench: Bench, runs: int) -> Iterator[str]:
             outcome = bench.judge(trial)
             cells[row_of(outcome, card), division].append(outcome)
         print(f"  {card.name}, {division} parts: done", file=sys.stderr, flush=True)
-    name = re.sub(r"_(float32|int8)$", "", card.name)
+    name = re.sub(r"_(float32|float16|dynamic|int8)$", "", card.name)
     for row in ROWS:
         found = [cell(cells[row, division]) for division in DIVISIONS]
         if set(found) != {"none there"}:
@@ -99,14 +101,6 @@ def table(files: Sequence[Path], runs: int) -> list[str]:
     return found
 
 
-def put(text: str, lines: Sequence[str]) -> str:
-    """The text with the table between its two marks; at its end where it has none."""
-    body = "\n".join([BEGIN, "", *lines, "", END])
-    if BEGIN in text and END in text:
-        return text[: text.index(BEGIN)] + body + text[text.index(END) + len(END) :]
-    return f"{text.rstrip()}\n\n{body}\n"
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Print the table, or put it into a file; 0 if no split was outside its class."""
     parser = argparse.ArgumentParser(prog="tools.split_table", description=__doc__)
@@ -116,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     lines = table(options.models, options.runs)
     if options.into is not None:
-        options.into.write_text(put(options.into.read_text(encoding="utf-8"), lines), encoding="utf-8")
+        options.into.write_text(put(options.into.read_text(encoding="utf-8"), MARK, lines), encoding="utf-8")
     else:
         print("\n".join(lines))
     return int(any("outside their class" in line for line in lines))

@@ -21,11 +21,15 @@ def command() -> None:
     """The plans of the mesh."""
 
 
-@command.command("show", short_help="Show the active plans.")
+@command.command("show", short_help="Show the active plans, or one in a file.")
+@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @json_option
 @state_dir_option
-def show(as_json: bool, state_dir: Path | None) -> None:
-    """Show the active plans: stages, memory, which deaths are covered."""
+def show(file: Path | None, as_json: bool, state_dir: Path | None) -> None:
+    """Show the active plans: stages, memory, which deaths are covered. With FILE, the plan in it; no node is asked."""
+    if file is not None:
+        _show_file(file, as_json=as_json)
+        return
     reply = need(state_folder(state_dir)).request("GET", "/api/v1/plans")
     if as_json:
         click.echo(reply.line.decode())
@@ -48,6 +52,17 @@ def show(as_json: bool, state_dir: Path | None) -> None:
             click.echo(f"  {stage['device']}: operators {first}-{last}{split}, {used:.1f} MB on the device")
         for device, how in sorted(plan["covered"].items()):
             click.echo(f"  the death of {device[:12]} is {how}")
+
+
+def _show_file(file: Path, *, as_json: bool) -> None:
+    """The plan in a file, for a person or as bare JSON."""
+    import msgspec
+
+    from meshnn.cli import written
+
+    _, plan = written.read(file)
+    for line in [msgspec.json.encode(plan).decode()] if as_json else written.described(plan):
+        click.echo(line)
 
 
 @command.command("explain", short_help="Say why this plan, and what others would cost.")
@@ -101,17 +116,21 @@ def check(
 
 @command.command("apply", short_help="Make the mesh run exactly this plan.")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--model", required=True, help="The model's name in the mesh.")
+@click.option("--model", help="The model's name in the mesh (default: what FILE names, else the only one).")
 @deadline_option
 @state_dir_option
-def apply(file: Path, model: str, deadline: float, state_dir: Path | None) -> None:
+def apply(file: Path, model: str | None, deadline: float, state_dir: Path | None) -> None:
     """Make the mesh run exactly the plan in FILE (JSON; see `meshnn plan show --json`) until `meshnn plan reset`.
 
     Devices are named by their name or id. Refused, with the reason, where it does not fit; then nothing changes.
     """
+    from meshnn.cli import written
+
     node = need(state_folder(state_dir))
+    data, _ = written.read(file, model or "")
+    model = model or written.model_for(data, node)
     query = {"deadline": deadline}
-    node.request("PUT", node.model_path(model, "/plan"), file.read_bytes(), query, timeout_s=deadline + 5)
+    node.request("PUT", node.model_path(model, "/plan"), data, query, timeout_s=deadline + 5)
     click.echo(f"{model} runs the plan of {file.name}; `meshnn plan reset {model}` gives it back to the planner")
 
 

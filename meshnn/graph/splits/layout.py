@@ -154,13 +154,14 @@ def layout(card: Card, first: int, last: int, split: Split, shares: tuple[int, .
     if problem is not None:
         raise _refused(first, last, problem)
     tensors = card.by_index()
-    gives = {t: _share_of(tensors[t], split, shares, part, lengths) for t in card.fragment_outputs(first, last)}
-    if split != "none":
-        for t, box in gives.items():
-            if volume(box) == 0:
-                raise _refused(first, last, f"a part would make nothing of output {t}")
-            if not first <= tensors[t].producer <= last or t not in card.operators[tensors[t].producer].outputs:
-                raise _refused(first, last, f"output {t} is made by no operator of the run")
+    given = card.fragment_outputs(first, last)
+    for t in given if split != "none" else ():
+        if not first <= tensors[t].producer <= last or t not in card.operators[tensors[t].producer].outputs:
+            raise _refused(first, last, f"output {t} is made by no operator of the run")
+    gives = {t: _share_of(tensors[t], split, shares, part, lengths) for t in given}
+    for t, box in gives.items() if split != "none" else ():
+        if volume(box) == 0:
+            raise _refused(first, last, f"a part would make nothing of output {t}")
     summed = interval_of(shares, part)[0] if split == "input" else None
     regions, steps = _walk(card, first, last, split, dict(gives), summed)
     needs = {t: regions[t] for t in card.fragment_inputs(first, last) if t in regions}
