@@ -9,14 +9,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from meshnn.caller import connect
     from meshnn.config import Config
     from meshnn.errors import MeshError
 
 __version__ = "0.1.0"
 
-__all__ = ["Config", "MeshError", "__version__"]
+__all__ = ["Config", "MeshError", "__version__", "connect"]
 
-_HOMES = {"Config": "meshnn.config", "MeshError": "meshnn.errors"}
+_HOMES = {"Config": "meshnn.config", "MeshError": "meshnn.errors", "connect": "meshnn.caller"}
 
 
 def __getattr__(name: str) -> object:

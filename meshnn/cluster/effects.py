@@ -64,9 +64,10 @@ class LeaderChanged(msgspec.Struct, frozen=True):
 
 
 class IdentityClash(msgspec.Struct, frozen=True):
-    """Another running process holds this device's key (a cloned disk); the one told so started later."""
+    """Another running process seems to hold this device's key (a cloned disk): call it, the older of the two stays."""
 
     boot_id: BootId
+    address: Address
 
 
 Effect = (

@@ -244,8 +244,8 @@ class Membership:
         elif told.incarnation >= mine.incarnation:
             # Once it is a clock that went back; again and again it is another process with our key.
             self._overtaken += 1
-            if self._overtaken == 2:
-                self.post.effects.append(IdentityClash(told.boot_id))
+            if self._overtaken > 1:
+                self.post.effects.append(IdentityClash(told.boot_id, told.address))
             self._refute(told.incarnation, now)
         else:
             self.post.spread(Alive(mine), now)

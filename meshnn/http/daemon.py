@@ -23,7 +23,7 @@ from meshnn.http.app import application
 from meshnn.net.discovery import Discovery
 from meshnn.net.hello import Hello
 from meshnn.net.neighbours import Neighbours
-from meshnn.net.security import Identity
+from meshnn.net.security import Identity, forget_key
 from meshnn.net.tasks import contained
 from meshnn.net.transport import Limits, Transport
 from meshnn.node.driver import Node
@@ -89,7 +89,19 @@ def _end_process(code: int) -> NoReturn:
 
 
 async def serve(config: Config, announce: Callable[[str], None]) -> int:
-    """Live as a member of the mesh; the exit status: 0 after `leave`, 128 + N after signal N. NodeError."""
+    """Live as a member of the mesh; the exit status: 0 after `leave`, 128 + N after signal N. NodeError.
+
+    Where another running device has this one's key (a cloned disk), life begins anew under another key.
+    """
+    while True:
+        code, key_taken = await _one_life(config, announce)
+        if not key_taken:
+            return code
+        await asyncio.to_thread(forget_key, config.state_dir)
+
+
+async def _one_life(config: Config, announce: Callable[[str], None]) -> tuple[int, bool]:
+    """The exit status of one life, and whether its key turned out to be another device's."""
     received: list[int] = []
     ends: list[End] = []
     loop = asyncio.get_running_loop()
@@ -113,7 +125,7 @@ async def serve(config: Config, announce: Callable[[str], None]) -> int:
             await _run(node, discovery, lambda: announce(line))
         finally:
             await _end(ends)
-    return 128 + received[0] if received else 0
+    return 128 + received[0] if received else 0, node.key_taken and not received
 
 
 async def _end(ends: Iterable[End]) -> None:

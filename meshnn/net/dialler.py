@@ -22,19 +22,30 @@ _NO_WAY = {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN, errno.EHOSTDOW
 
 
 class DialError(PeerError):
-    """A dial came to nothing; `evidence` is the word for it."""
+    """A dial came to nothing; `evidence` is the word for it; `elder` as in `Refusal`."""
 
-    def __init__(self, evidence: str, line: str) -> None:
+    def __init__(self, evidence: str, line: str, elder: Address | None = None) -> None:
         super().__init__(line)
         self.evidence = evidence
+        self.elder = elder
 
 
 class Dialler:
-    """Dials for one node. `named` are the hosts a person named: they may be anywhere."""
+    """Dials for one node. `named` are the hosts a person named: they may be anywhere.
+
+    `source` is the one address to dial from (None: the system chooses): whoever is called takes it for ours.
+    """
 
     def __init__(
-        self, context: ssl.SSLContext, greeter: Greeter, limits: Limits, vicinity: Vicinity, named: Collection[str]
+        self,
+        context: ssl.SSLContext,
+        greeter: Greeter,
+        limits: Limits,
+        vicinity: Vicinity,
+        named: Collection[str],
+        source: str | None = None,
     ) -> None:
+        self._source = source
         self._context = context
         self._greeter = greeter
         self._limits = limits
@@ -56,7 +67,7 @@ class Dialler:
             return True
         if refusal.reason in {KNOWN.reason, "duplicate"}:
             return False
-        raise DialError(refusal.reason, refusal.line)
+        raise DialError(refusal.reason, refusal.line, refusal.elder)
 
     async def _connected(self, address: Address) -> socket.socket:
         host = await self._resolved(address)
@@ -65,6 +76,8 @@ class Dialler:
         try:
             connection.setblocking(False)
             tune(connection)
+            if self._source is not None:
+                connection.bind((self._source, 0))
             await loop.sock_connect(connection, (host, address[1]))
         except ConnectionRefusedError as error:
             connection.close()

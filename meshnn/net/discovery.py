@@ -13,9 +13,9 @@ from zeroconf import Error, IPVersion, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo, AsyncZeroconf
 
 from meshnn.cluster.member import BootId, DeviceId
-from meshnn.errors import MeshError
+from meshnn.errors import MeshError, NodeError
 from meshnn.net.hello import PROTOCOL_VERSION
-from meshnn.net.interfaces import Vicinity, addresses_of, announceable
+from meshnn.net.interfaces import Vicinity, announceable, present
 from meshnn.net.security import mesh_tag
 from meshnn.net.tasks import TaskSet
 from meshnn.net.transport import Address
@@ -27,7 +27,8 @@ RESOLVES_AT_ONCE = 8
 CANDIDATES_LIMIT = 256
 ADDRESSES_LIMIT = 8  # of one peer
 GOODBYE_S = 1.0
-LOOK_EVERY_S = 10.0
+LOOK_EVERY_S = 2.0
+RETRY_S = 10.0
 
 _log = logger(__name__)
 Found = Callable[[str, int], None]
@@ -48,6 +49,7 @@ class Discovery:
         self._port = port
         self._found = found
         self._interface = interface
+        self._loop = asyncio.get_running_loop()
         self._tasks = TaskSet("discovery")
         self._resolving: set[str] = set()
         self._slots = asyncio.Semaphore(RESOLVES_AT_ONCE)
@@ -77,7 +79,9 @@ class Discovery:
 
     async def _open(self) -> None:
         try:
-            self._hosts = addresses_of(self._interface)
+            self._hosts = await asyncio.to_thread(present, self._interface)
+            if not self._hosts:
+                raise NodeError(f"this machine has no address to announce ({self._interface or 'every interface'})")
             self._zeroconf = AsyncZeroconf(interfaces=list(self._hosts), ip_version=IPVersion.V4Only)
             async with asyncio.timeout(GOODBYE_S * 5):
                 await self._zeroconf.zeroconf.async_wait_for_start()
@@ -132,16 +136,21 @@ class Discovery:
             _log.warning("mDNS did not close", error=str(error) or "timeout")
 
     async def _watch_interfaces(self) -> None:
-        """Opens anew when this machine's addresses change, or where it could not be opened."""
+        """Opens anew once this machine's addresses are other ones and stay so, or where it could not be opened."""
+        before = self._hosts
+        retry_at = self._loop.time() + RETRY_S
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
             try:
-                hosts = await asyncio.to_thread(addresses_of, self._interface)
-            except (MeshError, OSError):
+                hosts = await asyncio.to_thread(present, self._interface)
+            except OSError:
                 continue
-            if hosts != self._hosts or self._zeroconf is None:
+            failed = self._zeroconf is None and self._loop.time() >= retry_at
+            if hosts and hosts == before and (hosts != self._hosts or failed):
                 await self._close()
                 await self._open()
+                retry_at = self._loop.time() + RETRY_S
+            before = hosts
 
     # -- what is found
 

@@ -12,7 +12,7 @@ from meshnn.errors import PeerError
 from meshnn.net.hello import Channel, Hello, Refusal, SkewError, decode_hello, decode_refusal, encode_hello, judge
 from meshnn.net.security import peer_device_id
 from meshnn.net.stream import FramedStream
-from meshnn.net.transport import Evidence
+from meshnn.net.transport import Address, Evidence
 from meshnn.wire.frame import Frame, Kind, head
 
 KNOWN = Refusal("known", "this device is linked already")
@@ -30,6 +30,9 @@ class Greeter(Protocol):
 
     def call_ended(self, device_id: DeviceId, channel: Channel) -> None:
         """The call that `may_call` allowed is over, one way or the other."""
+
+    def cloned(self, address: Address) -> None:
+        """Who calls from there has this device's own key, and had it first."""
 
     def may_answer(self, theirs: Hello) -> Refusal | None:
         """Why not to link with a caller whose HELLO is in order; None to link."""
@@ -118,6 +121,8 @@ class Greeting:
         refusal = judge(self._greeter.hello, theirs, self._certified) or self._greeter.may_answer(theirs)
         if refusal is not None:
             self._refuse(refusal)
+            if refusal.reason == "cloned_here":
+                self._greeter.cloned((self._stream.peer_host, theirs.port))
             return
         self._stream.write(head(Kind.HELLO_ACK, encode_hello(self._mine(theirs.channel))))
         self._link(theirs)
@@ -125,7 +130,11 @@ class Greeting:
     def _answered(self, frame: Frame) -> None:
         assert self._certified is not None
         if frame.kind == Kind.REFUSED:
-            self._end(decode_refusal(frame.meta))
+            told = decode_refusal(frame.meta)
+            if told.reason == "cloned" and self._certified != self._greeter.hello.device_id:
+                # Only who has the key itself proves that there are two of them; a third device's word is a hint.
+                told = msgspec.structs.replace(told, reason="cloned_elsewhere")
+            self._end(told)
             return
         if frame.kind != Kind.HELLO_ACK:
             raise PeerError("not an answer to a greeting")

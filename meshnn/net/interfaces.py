@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Callable, Iterable
 
 import ifaddr
+import psutil
 
 from meshnn.errors import NodeError
 
@@ -43,6 +44,39 @@ def addresses_of(interface: str | None) -> tuple[str, ...]:
     if not addresses:
         raise NodeError(f"this machine has no interface or IPv4 address {interface}")
     return addresses
+
+
+def present(interface: str | None) -> tuple[str, ...]:
+    """The addresses of `addresses_of` on interfaces that are up and have their cable in; none where all are gone.
+
+    It is what a node looks at again and again to see its network change. It blocks for some ms.
+    """
+    try:
+        addresses = addresses_of(interface)
+    except NodeError:
+        return ()
+    states = psutil.net_if_stats()
+    down = {
+        str(entry.ip)
+        for name, entries in attached().items()
+        if name in states and not states[name].isup
+        for entry in entries
+    }
+    return tuple(host for host in addresses if host not in down)
+
+
+def own_address(hosts: Iterable[str], before: str = "") -> str:
+    """Where others reach this device: at the address they know, while it is there, else at one that is not loopback.
+
+    Without any the one they know stays. `hosts` are those of `present`.
+    """
+    given = tuple(hosts)
+    if before in given:
+        return before
+    outward = [host for host in given if not ipaddress.ip_address(host).is_loopback]
+    if before and not outward:
+        return before
+    return next(iter(outward or given), before)
 
 
 def announceable(addresses: Iterable[str]) -> tuple[str, ...]:

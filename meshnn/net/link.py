@@ -56,6 +56,7 @@ class Link:
         self._limits = limits
         self._codec = codec
         self._loop = asyncio.get_running_loop()
+        self.since = self._loop.time()
         self._offered: msgspec.Struct | None = None
         self._ping_number = 0
         self._pinged_at = 0.0

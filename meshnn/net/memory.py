@@ -330,6 +330,9 @@ class MemoryTransport:
         if delta > 0 and device_id in self._links:
             self._links[device_id].watch(self)
 
+    def on_network(self, hosts: Sequence[str]) -> None:
+        """A device in memory keeps its address."""
+
     def excuse(self, device_id: DeviceId, for_s: float) -> None:
         """The device said that it cannot answer pings for so long."""
         self._excused[device_id] = asyncio.get_running_loop().time() + for_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Collection, Sequence
+from ipaddress import ip_address
 
 import msgspec
 
@@ -13,7 +14,7 @@ from meshnn.errors import PeerError
 from meshnn.net.datagrams import Datagrams
 from meshnn.net.dialler import DialError, Dialler
 from meshnn.net.doorway import Doorway
-from meshnn.net.hello import Channel, Hello, Refusal
+from meshnn.net.hello import Channel, Hello, Refusal, cloned, is_elder
 from meshnn.net.interfaces import Vicinity, addresses_of
 from meshnn.net.link import Link
 from meshnn.net.outbox import TensorOutbox
@@ -27,6 +28,7 @@ from meshnn.wire.codec import Codec
 from meshnn.wire.frame import META_LIMIT_BYTES
 
 CHECK_EVERY_S = 1.0
+CLONES_LIMIT = 64
 
 
 class Neighbours:
@@ -58,7 +60,9 @@ class Neighbours:
         self._tasks = TaskSet("net")
         self._vicinity = Vicinity(loop.time)
         self._doorway = Doorway(identity.server, self, limits, self._vicinity, self.refusals, self._tasks)
-        self._dialler = Dialler(identity.client, self, limits, self._vicinity, named)
+        source = interface if _is_address(interface) else None
+        self._dialler = Dialler(identity.client, self, limits, self._vicinity, named, source)
+        self._born = loop.time()
         self._listeners: Listeners | None = None
         self._datagrams: Datagrams | None = None
         self._links: dict[tuple[DeviceId, Channel], Link] = {}
@@ -66,6 +70,7 @@ class Neighbours:
         self._opening: dict[DeviceId, asyncio.Lock] = {}  # one dial for tensors at a time
         self._arrivals: dict[DeviceId, asyncio.Event] = {}  # who waits for a tensors link
         self._calling: set[tuple[DeviceId, Channel]] = set()
+        self._clones: dict[DeviceId, BootId] = {}  # lives that are not let in: an older one has the same key
         self._dialling: set[Address] = set()
         self._dial_slots = asyncio.Semaphore(limits.dials)
         self._expected: Counter[DeviceId] = Counter()
@@ -81,7 +86,7 @@ class Neighbours:
     @property
     def hello(self) -> Hello:
         """What this node says of itself to peers."""
-        return self._hello
+        return msgspec.structs.replace(self._hello, up_ms=int((self._loop.time() - self._born) * 1000))
 
     async def start(self) -> None:
         """Binds and serves. Raises NodeError where the port or the interface cannot be had."""
@@ -137,6 +142,12 @@ class Neighbours:
         """The devices linked now, sorted."""
         return tuple(sorted(device for device, channel in self._links if channel == "control"))
 
+    def on_network(self, hosts: Sequence[str]) -> None:
+        """This device's addresses are other ones now; links from an address that is gone end as silent."""
+        for link in list(self._links.values()):
+            if link.stream.own_host not in {"", *hosts} and not ip_address(link.stream.own_host).is_loopback:
+                link.stream.abort(Evidence.SILENT)
+
     def round_trip_s(self, device_id: DeviceId) -> float | None:
         """The smoothed round trip to a neighbour, where work for it has had it pinged."""
         link = self._live(device_id, "control")
@@ -151,8 +162,11 @@ class Neighbours:
         self, device_id: DeviceId | None, boot_id: BootId | None, host: str, port: int, message: msgspec.Struct
     ) -> None:
         """Sends one datagram, best effort, for this device and life only. Raises PeerError over 1200 bytes."""
-        if self._datagrams is not None and not self._stopping:
-            self._datagrams.send(device_id, boot_id, (host, port), message)
+        if self._datagrams is None or self._stopping:
+            return
+        # Of a device with several addresses the one at the other end of a link is known to be in reach.
+        link = self._live(device_id, "control") if device_id is not None else None
+        self._datagrams.send(device_id, boot_id, (host, port) if link is None else link.address, message)
 
     async def send_tensors(
         self, device_id: DeviceId, meta_message: msgspec.Struct, buffers: Sequence[memoryview]
@@ -204,11 +218,37 @@ class Neighbours:
         if self._stopping:
             return Refusal("stopping", "this device is leaving")
         key = (theirs.device_id, theirs.channel)
+        elder = self._elder_than(theirs)
+        if elder is not None:
+            return cloned(elder)
         if key in self._calling and self._hello.device_id < theirs.device_id:
             return Refusal("duplicate", "this device is calling the caller already")
         if key not in self._links and len(self._links) >= self._limits.links:
             return Refusal("full", f"this device has {self._limits.links} links")
         return None
+
+    def _elder_than(self, theirs: Hello) -> Address | None:
+        """Where an older life of the caller's device is that is known to go on; None where there is none.
+
+        A restarted device is younger than the life it replaces. So a caller that is older than the life linked now
+        proves that both go on: the younger one is a clone, and is not let in again.
+        """
+        link = self._live(theirs.device_id, "control")
+        if link is None or link.boot_id == theirs.boot_id:
+            return None
+        if self._clones.get(theirs.device_id) == theirs.boot_id:
+            return link.address
+        linked_ms = link.peer.up_ms + int((self._loop.time() - link.since) * 1000)
+        if is_elder(theirs, msgspec.structs.replace(link.peer, up_ms=linked_ms)):
+            self._clones[theirs.device_id] = link.boot_id
+            if len(self._clones) > CLONES_LIMIT:
+                del self._clones[next(iter(self._clones))]
+        return None
+
+    def cloned(self, address: Address) -> None:
+        """Who called has this device's own key, and had it first."""
+        if not self._stopping:
+            self._handler.on_unreachable(address, "cloned")
 
     def linked(self, stream: FramedStream, theirs: Hello, dialled: bool) -> None:
         """Both ends said HELLO. A new link replaces the old: the device restarted, or knows its old link is dead."""
@@ -298,8 +338,10 @@ class Neighbours:
             try:
                 await self._dialler.call(address)
             except DialError as error:
-                if error.evidence.startswith("wrong_") or error.evidence == "cloned":
+                if error.evidence.startswith(("wrong_", "cloned")):
                     self.refusals.note(error.evidence, address[0], str(error))
+                if error.elder is not None:
+                    self.dial(*error.elder)
                 if not self._stopping:
                     self._handler.on_unreachable(address, str(error.evidence))
 
@@ -336,3 +378,12 @@ class Neighbours:
             for link in list(self._links.values()):
                 if link.stream.midway and link.stream.heard_at < overdue:
                     link.stream.abort(Evidence.SILENT)
+
+
+def _is_address(interface: str | None) -> bool:
+    """Whether an interface was named by its address, and not by its name."""
+    try:
+        ip_address(interface or "")
+    except ValueError:
+        return False
+    return True

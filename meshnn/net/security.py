@@ -146,6 +146,14 @@ class Identity:
         return cls(device_id_of(key.public_key()), key, server, client)
 
 
+def forget_key(state_dir: Path) -> None:
+    """Set this device's key aside, as `device.key.cloned`: the next `load` makes another. Raises NodeError."""
+    try:
+        (state_dir / KEY_FILE).replace(state_dir / f"{KEY_FILE}.cloned")
+    except OSError as error:
+        raise NodeError(f"cannot set the cloned key in {state_dir} aside: {error.strerror or error}") from error
+
+
 def _load_key(path: Path) -> Ed25519PrivateKey:
     if not path.exists():
         fresh = Ed25519PrivateKey.generate()

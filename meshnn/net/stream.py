@@ -120,6 +120,12 @@ class FramedStream(asyncio.BufferedProtocol):
         return str(name[0]) if name else ""
 
     @property
+    def own_host(self) -> str:
+        """The IP address at this end; empty where it is gone already."""
+        name = self._transport.get_extra_info("sockname") if self._transport is not None else None
+        return str(name[0]) if name else ""
+
+    @property
     def outbox_bytes(self) -> int:
         """Bytes written and not yet taken by the system."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0

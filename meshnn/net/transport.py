@@ -60,7 +60,10 @@ class Handler(Protocol):
         """The link to a neighbour ended: reset, closed or silent."""
 
     def on_unreachable(self, address: Address, evidence: str) -> None:
-        """A dial came to nothing: an `Evidence`, or a refusal's word (wrong_mesh, wrong_version, self, cloned...)."""
+        """A dial came to nothing: an `Evidence`, or a refusal's word (wrong_mesh, wrong_version, self, cloned...).
+
+        `cloned`: who is there, called or calling, proved to have this device's own key, and to have had it first.
+        """
 
     def on_message(self, device_id: DeviceId, boot_id: BootId, message: msgspec.Struct) -> None:
         """A control message came over the link."""
@@ -126,6 +129,9 @@ class Transport(Protocol):
 
     def expecting(self, device_id: DeviceId, delta: int) -> None:
         """Counts work outstanding at a device up or down; while there is some, the link is pinged every 250 ms."""
+
+    def on_network(self, hosts: Sequence[str]) -> None:
+        """This device's addresses are other ones now; links from an address that is gone end as silent."""
 
     def excuse(self, device_id: DeviceId, for_s: float) -> None:
         """The device said that it cannot answer pings for so long: until then its silence is no evidence."""

@@ -76,6 +76,10 @@ class Contacts:
             self._lost[device] = (boot, now + GRACE_S)
         self._missing.pop(device, None)
 
+    def on_network(self) -> None:
+        """The network changed: whoever is not linked is dialled anew, without waiting for an old back-off."""
+        self._missing.clear()
+
     def review(self, members: Iterable[Member], now: float) -> list[Dial]:
         """Dial whoever is due."""
         self._changed = False
@@ -93,3 +97,11 @@ class Contacts:
                 row.due = now + row.wait_s
                 dials.append(Dial(member.address))
         return dials
+
+
+def remembered(now_here: Iterable[Address], before: Iterable[Address], most: int) -> tuple[Address, ...]:
+    """Where to look for others at the next start: those who are here now first, then those who were, `most` in all.
+
+    Who is away today may be all there is to find tomorrow.
+    """
+    return tuple(dict.fromkeys((*now_here, *before)))[:most]

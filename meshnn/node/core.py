@@ -91,6 +91,11 @@ class Core:
         """An address that may be a peer: mDNS, --peer, or remembered."""
         return self._settle(list(self.cluster.on_seen(address, now)), now)
 
+    def on_interfaces(self, address: Address, now: float) -> list[Effect]:
+        """The network of this device changed; `address` is where it listens now."""
+        self.contacts.on_network()
+        return self._settle([*self.cluster.on_interfaces(address, now), Changed()], now)
+
     def on_linked(
         self, device: DeviceId, boot: BootId, name: str, address: Address, http_port: int, now: float
     ) -> list[Effect]:

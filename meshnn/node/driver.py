@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -26,11 +25,12 @@ from meshnn.device.store import Store
 from meshnn.errors import MeshError, NodeError
 from meshnn.graph import schema
 from meshnn.net.hello import Hello
-from meshnn.net.interfaces import addresses_of
+from meshnn.net.interfaces import addresses_of, own_address, present
 from meshnn.net.security import Identity
 from meshnn.net.tasks import TaskSet, contained
 from meshnn.net.transport import Transport
 from meshnn.node.catalogue import Catalogue
+from meshnn.node.contacts import remembered
 from meshnn.node.core import Core
 from meshnn.node.dataplane import DataPlane
 from meshnn.node.effects import Effect, Fetch
@@ -56,6 +56,7 @@ ENGINE_STOP_S = 1.0
 LOAD_EVERY_S = 5.0
 PEERS_EVERY_S = 5.0
 PEERS_MAX = 64
+NETWORK_EVERY_S = 2.0
 # A change of the free disk by this part is worth telling the others.
 DISK_NEWS = 0.1
 
@@ -89,6 +90,8 @@ class Node:
     ) -> None:
         """`make_transport` gives the network: real, or in memory for tests; `host` tells where others reach this node.
 
+        With `host` the address stays as it is; else it is followed as interfaces come and go.
+
         Raises NodeError where the state folder is in use or cannot be used.
         """
         self._config = config
@@ -101,6 +104,7 @@ class Node:
             raise
         self.me: DeviceId = self._identity.device_id
         self._host = host or partial(reachable_address, config.interface)
+        self._addresses: Callable[[], tuple[str, ...]] = partial(present, config.interface) if host is None else tuple
         self.boot = BootId(secrets.token_hex(8))
         self._events: deque[Callable[[float], list[Effect]]] = deque()
         self._wake = asyncio.Event()
@@ -108,6 +112,7 @@ class Node:
         self._leaving = asyncio.Event()
         self._tasks = TaskSet("node")
         hello = Hello(config.mesh, config.name, self.boot, config.port or 0, http_port)
+        self.key_taken = False
         self._switchboard = Switchboard(self)
         self.transport = make_transport(self._identity, hello, self._switchboard)
         self._http_port = http_port
@@ -141,7 +146,13 @@ class Node:
             async with asyncio.TaskGroup() as group:
                 keepers = [
                     group.create_task(work)
-                    for work in (self._own_core(), self.plane.run(), self._measure(), self._remember_peers())
+                    for work in (
+                        self._own_core(),
+                        self.plane.run(),
+                        self._measure(),
+                        self._remember_peers(),
+                        self._watch_network(),
+                    )
                 ]
                 self.spawn(self._describe_anew(), "describe")
                 for host, port in (*self._config.peers, *self._past.peers):
@@ -208,9 +219,18 @@ class Node:
         self.plane.on_plans_changed()
         self.notify()
 
-    def clashed(self, boot: BootId) -> None:
-        """Another process holds this device's key: one line, and go on; a person must delete one of the two keys."""
-        _log.error("device_key_duplicated", other_boot=boot, do="delete device.key in one of the two state folders")
+    def change_key(self, address: tuple[str, int]) -> None:
+        """Another running device has this one's key, and had it first: this life ends, the next one has another key."""
+        if self.key_taken:
+            return
+        self.key_taken = True
+        _log.error(
+            "device_key_duplicated",
+            device=self.me,
+            other=f"{address[0]}:{address[1]}",
+            do="this device takes a new key and joins anew; a disk was cloned: clone it without the state folder",
+        )
+        self.leave()
 
     def seen(self, host: str, port: int) -> None:
         """An address that may be a peer: --peer, mDNS, or remembered."""
@@ -286,22 +306,46 @@ class Node:
 
     async def _remember_peers(self) -> None:
         """Write down where the others are, so that a start without multicast finds them again."""
-        written: list[tuple[str, int]] = []
+        written = tuple(Address(*peer) for peer in self._past.peers)
         while True:
             await asyncio.sleep(PEERS_EVERY_S)
-            members = (self.core.cluster.members[device] for device in self.core.cluster.alive)
-            peers = [(m.address.host, m.address.port) for m in members if m.device_id != self.me][:PEERS_MAX]
-            if peers and peers != written:
+            members = [self.core.cluster.members[device] for device in self.core.cluster.alive]
+            peers = remembered((m.address for m in members if m.device_id != self.me), written, PEERS_MAX)
+            if peers != written:
                 written = peers
                 try:
-                    await asyncio.to_thread(self.store.save_record, "peers", {"peers": peers})
+                    await asyncio.to_thread(self.store.save_record, "peers", {"peers": msgspec.to_builtins(peers)})
                 except NodeError as error:
                     _log.warning("peers_not_saved", reason=str(error))
+
+    async def _watch_network(self) -> None:
+        """Notice addresses that come, go and change: tell the others where this device is, and call them at once."""
+        before = await self._hosts()
+        while True:
+            await asyncio.sleep(NETWORK_EVERY_S)
+            hosts = await self._hosts()
+            if hosts == before:
+                continue
+            host = own_address(hosts, self.core.cluster.me.address.host)
+            _log.info("network_changed", addresses=list(hosts), own=host)
+            before = hosts
+            self.transport.on_network(hosts)
+            self.post(partial(self.core.on_interfaces, Address(host, self.transport.port)))
+
+    async def _hosts(self) -> tuple[str, ...]:
+        """The addresses of this device that are in use now."""
+        try:
+            return await asyncio.to_thread(self._addresses)
+        except OSError as error:
+            _log.warning("network_not_seen", reason=str(error))
+            return ()
 
     async def _fetch(self, wanted: Fetch) -> Path:
         return await self.transfers.fetch(wanted)
 
     def _goodbye(self) -> None:
+        if self.key_taken:
+            return  # It would be said in the name of the other device.
         self.perform(self.core.leave(self._now()))
 
     def _unmeasured(self) -> Capability:
@@ -330,8 +374,7 @@ class Node:
 
 def reachable_address(interface: str | None) -> str:
     """The address to tell the others: one that is not loopback, where there is one."""
-    hosts = addresses_of(interface)
-    return next((host for host in hosts if not ip_address(host).is_loopback), hosts[0])
+    return own_address(present(interface)) or addresses_of(interface)[0]
 
 
 class _Term(msgspec.Struct, frozen=True):

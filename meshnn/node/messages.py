@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from meshnn.cluster.member import DeviceId
+from meshnn.cluster.member import Address, DeviceId
 from meshnn.plan.plan import Recipe
 
 # However long a device says that it will not answer, after so long its silence counts again.
@@ -119,6 +119,12 @@ class Busy(msgspec.Struct, frozen=True, tag=True):
     """For so long the sender may answer no ping: it loads a large shard, in which the runtime lets nothing else run."""
 
     for_ms: int
+
+
+class Others(msgspec.Struct, frozen=True, tag=True):
+    """A node to a caller that linked: where other nodes are, should this one go away."""
+
+    addresses: Annotated[tuple[Address, ...], msgspec.Meta(max_length=64)]
 
 
 class RemoteAsk(msgspec.Struct, frozen=True, tag=True):

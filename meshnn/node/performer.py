@@ -20,7 +20,7 @@ from meshnn.cluster.effects import (
     SendDatagram,
     SendStream,
 )
-from meshnn.cluster.member import Address, BootId, DeviceId
+from meshnn.cluster.member import Address, DeviceId
 from meshnn.device import probe
 from meshnn.device.interpreter import Engine
 from meshnn.device.store import Store
@@ -76,9 +76,6 @@ class Edge(Protocol):
     def plans_changed(self) -> None:
         """The served plans are other ones."""
 
-    def clashed(self, boot: BootId) -> None:
-        """Another process holds this device's key."""
-
 
 class Performer:
     """Effects in, deeds out; what a deed brings comes back as an event."""
@@ -118,8 +115,10 @@ class Performer:
                 self._edge.notify()
             case Note():
                 self._note(effect)
-            case IdentityClash(boot):
-                self._edge.clashed(boot)
+            case IdentityClash(boot, address):
+                # Its HELLO proves or refutes it, and says which of the two must take a new key.
+                _log.warning("key_seen_elsewhere", other_boot=boot, at=f"{address.host}:{address.port}")
+                self._transport.dial(address.host, address.port)
             case _:
                 self._start(effect)
 

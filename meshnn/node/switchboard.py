@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING, get_args
 import msgspec
 
 from meshnn.cluster import messages as cluster_messages
+from meshnn.cluster.cluster import Cluster
 from meshnn.cluster.member import Address as MemberAddress
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.net.hello import Hello
 from meshnn.net.transport import Address
 from meshnn.node import messages
-from meshnn.node.messages import BUSY_MS_MAX, Busy, Chunk, Missing, RemoteAsk, Want
+from meshnn.node.messages import BUSY_MS_MAX, Busy, Chunk, Missing, Others, RemoteAsk, Want
 from meshnn.plan import messages as plan_messages
 from meshnn.plan.messages import Cancel, Failed, Receipt, Slice
 from meshnn.wire.codec import Codec
 
 if TYPE_CHECKING:
     from meshnn.node.driver import Node
+
+
+# Callers of different nodes hear of different others.
+OTHERS_MAX = 16
 
 
 def codec() -> Codec:
@@ -44,6 +49,7 @@ class Switchboard:
         """A neighbour said HELLO; a visitor is no member and stays outside the core."""
         if hello.visitor:
             self._visitors.add(device_id)
+            self._node.transport.send(device_id, Others(others(self._node.core.cluster)))
             return
         self._visitors.discard(device_id)
         node, where = self._node, MemberAddress(*address)
@@ -64,6 +70,9 @@ class Switchboard:
     def on_unreachable(self, address: Address, evidence: str) -> None:
         """A dial came to nothing: evidence about whoever lives there."""
         node = self._node
+        if evidence == "cloned":
+            node.change_key(address)
+            return
         node.post(lambda now: node.core.on_unreachable(MemberAddress(*address), evidence, now))
 
     def on_message(self, device_id: DeviceId, boot_id: BootId, message: msgspec.Struct) -> None:
@@ -115,3 +124,10 @@ class Switchboard:
                 node.visitors.on_ask(device_id, meta_message, payload)
             case _:
                 return
+
+
+def others(cluster: Cluster) -> tuple[MemberAddress, ...]:
+    """Where a caller finds other nodes than this one: some of those alive, this device's neighbours by id first."""
+    alive = [device for device in cluster.alive if device != cluster.me.device_id]
+    ring = sorted(alive, key=lambda device: (device < cluster.me.device_id, device))
+    return tuple(cluster.members[device].address for device in ring[:OTHERS_MAX])

@@ -17,7 +17,9 @@ from meshnn.node.messages import RemoteAnswer, RemoteAsk
 from meshnn.node.service import Service
 from meshnn.telemetry import logger
 
-ASKS_MAX = 16
+ASKS_MAX = 1024
+# What the questions under way may take together; one alone may take more.
+ASK_BYTES_MAX = 256_000_000
 REFUSALS_MAX = 64
 ANSWER_BYTES_MAX = 250_000_000
 DEADLINE_MAX_S = 600.0
@@ -37,6 +39,7 @@ class Visitors:
         self._transport = transport
         self._spawn = spawn
         self._asks = 0
+        self._ask_bytes = 0
         self._refusals = 0
         self._answering: dict[DeviceId, set[asyncio.Task[object]]] = {}
 
@@ -45,14 +48,15 @@ class Visitors:
         if payload_bytes > INPUT_BYTES_MAX:
             self._refuse(source, ask, InputError(f"the input has {payload_bytes} bytes; at most {INPUT_BYTES_MAX}"))
             return False
-        if self._asks >= ASKS_MAX:
-            self._refuse(source, ask, BusyError(f"{ASKS_MAX} callers are being answered already; try again later"))
+        if self._asks >= ASKS_MAX or (self._asks and self._ask_bytes + payload_bytes > ASK_BYTES_MAX):
+            self._refuse(source, ask, BusyError(f"{self._asks} callers are being answered already; try again later"))
             return False
         return True
 
     def on_ask(self, source: DeviceId, ask: RemoteAsk, payload: memoryview) -> None:
         """A question that was admitted."""
         self._asks += 1
+        self._ask_bytes += len(payload)
         self._spawn(self._answer(source, ask, bytes(payload)), "visitor")
 
     def on_unlinked(self, source: DeviceId) -> None:
@@ -81,6 +85,7 @@ class Visitors:
             await self._send(source, ask, line, arrays)
         finally:
             self._asks -= 1
+            self._ask_bytes -= len(data)
             mine.discard(task)
             if not mine:
                 self._answering.pop(source, None)

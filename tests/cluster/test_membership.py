@@ -329,7 +329,7 @@ def test_two_processes_with_one_key_are_noticed() -> None:
     stage = Stage(1)
     for incarnation in (5000, 6000, 7000):
         stage.tell(1, Alive(member(0, 9, incarnation)))
-    assert stage.all(IdentityClash) == [IdentityClash(member(0, 9).boot_id)]
+    assert stage.all(IdentityClash) == 2 * [IdentityClash(member(0, 9).boot_id, member(0, 9).address)]
     assert stage.cluster.me.incarnation == 7001
 
 

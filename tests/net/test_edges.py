@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import NodeError, PeerError
-from meshnn.net.hello import Hello, Refusal, SkewError, decode_hello, decode_refusal, encode_hello, judge
-from meshnn.net.interfaces import FRESH_S, Vicinity, addresses_of, announceable, attached
+from meshnn.net.hello import Hello, Refusal, SkewError, decode_hello, decode_refusal, encode_hello, is_elder, judge
+from meshnn.net.interfaces import FRESH_S, Vicinity, addresses_of, announceable, attached, own_address, present
 from meshnn.net.sockets import DEFAULT_PORT, listen, tune
 from meshnn.net.tasks import TaskSet
 from meshnn.telemetry import captured
@@ -49,6 +49,24 @@ def test_a_hello_out_of_bounds_is_refused(change: dict[str, object]) -> None:
         decode_hello(cbor2.dumps(fields))
 
 
+def test_a_hello_of_a_neighbouring_version_is_understood() -> None:
+    """What only one of two versions knows changes nothing: unknown fields are ignored, missing ones have defaults."""
+    fields = msgspec.to_builtins(YOU)
+    assert decode_hello(cbor2.dumps(fields | {"of_a_version_to_come": [1, {"deep": True}]})) == YOU
+    older = {key: value for key, value in fields.items() if key != "up_ms"}
+    assert decode_hello(cbor2.dumps(older)) == YOU
+    assert decode_refusal(cbor2.dumps({"reason": "full", "line": "no", "more": 1})) == Refusal("full", "no")
+
+
+def test_the_elder_of_two_lives_is_the_same_seen_from_both() -> None:
+    """Exactly one of two lives is the elder, by age, and by boot id where what they say took as long to arrive."""
+    for mine_ms, theirs_ms in ((0, 5000), (5000, 0), (0, 900), (900, 0), (7, 7)):
+        one, two = msgspec.structs.replace(ME, up_ms=mine_ms), msgspec.structs.replace(YOU, up_ms=theirs_ms)
+        assert is_elder(one, two) != is_elder(two, one)
+        later = msgspec.structs.replace(two, up_ms=theirs_ms + 90)  # the same two lives, 90 ms on the way
+        assert is_elder(one, later) == is_elder(one, two)
+
+
 def test_another_version_is_understood_as_such_whatever_else_it_says() -> None:
     """A HELLO of a version to come need only say its version."""
     with pytest.raises(SkewError, match="version 2"):
@@ -65,6 +83,7 @@ def test_another_version_is_understood_as_such_whatever_else_it_says() -> None:
         (msgspec.structs.replace(YOU, mesh="home"), YOU.device_id, None, "wrong_mesh"),
         (ME, ME.device_id, None, "self"),
         (msgspec.structs.replace(YOU, device_id=ME.device_id), ME.device_id, None, "cloned"),
+        (msgspec.structs.replace(YOU, device_id=ME.device_id, up_ms=1001), ME.device_id, None, "cloned_here"),
     ],
 )
 def test_who_may_link_is_judged_by_name(
@@ -123,6 +142,24 @@ def test_an_interface_is_a_name_or_an_address() -> None:
     for missing in ("203.0.113.200", "no-such-interface"):
         with pytest.raises(NodeError, match=missing):
             addresses_of(missing)
+
+
+def test_the_address_others_know_is_kept_while_it_is_there() -> None:
+    """A second interface changes nothing, a lost address is replaced, and loopback is nobody's way to us."""
+    assert own_address(("127.0.0.1", "10.0.0.5", "10.1.0.5"), "10.1.0.5") == "10.1.0.5"
+    assert own_address(("127.0.0.1", "10.0.0.6"), "10.0.0.5") == "10.0.0.6"
+    assert own_address(("127.0.0.1",), "10.0.0.5") == "10.0.0.5"
+    assert own_address((), "10.0.0.5") == "10.0.0.5"
+    assert own_address(("127.0.0.1", "10.0.0.6"), "127.0.0.1") == "127.0.0.1"
+    assert own_address(("127.0.0.1", "10.0.0.6")) == "10.0.0.6"
+    assert own_address(("127.0.0.1",)) == "127.0.0.1"
+
+
+def test_what_is_present_is_up_and_what_is_gone_is_nothing() -> None:
+    """Loopback is up; an address this machine does not have is absent, not an error."""
+    assert present(LOCAL) == (LOCAL,)
+    assert LOCAL in present(None)
+    assert present("203.0.113.200") == ()
 
 
 def test_the_vicinity_is_what_is_attached_loopback_and_what_is_named() -> None:

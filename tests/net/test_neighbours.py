@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from meshnn.errors import PeerError
+from meshnn.net.stream import FramedStream
 from meshnn.net.transport import Limits
 from meshnn.wire.codec import MESSAGE_LIMIT_BYTES
 from tests.net.recorder import LOCAL, NEWER_CODEC, Later, Note, Peer, StartPeer, eventually, link, new_boot
@@ -114,11 +115,54 @@ async def test_dialling_oneself_is_told_apart(peers: StartPeer) -> None:
     assert not a.recorder.of("linked")
 
 
-async def test_a_cloned_identity_is_told_apart(peers: StartPeer) -> None:
-    """Two running devices with one key do not link, and hear why."""
-    a, clone = await peers("a"), await peers("a")
-    a.dial(clone)
-    await a.recorder.until("unreachable", (LOCAL, clone.transport.port), "cloned")
+@pytest.mark.parametrize("elder_calls", [True, False])
+async def test_of_two_devices_with_one_key_the_younger_is_told(peers: StartPeer, elder_calls: bool) -> None:
+    """Two running devices with one key do not link; whoever calls, the one that began later hears that it must go."""
+    elder, clone = await peers("a"), await peers("a")
+    elder.transport._born -= 60.0
+    (elder if elder_calls else clone).dial(clone if elder_calls else elder)
+    await clone.recorder.until("unreachable", (LOCAL, elder.transport.port), "cloned")
+    assert not elder.recorder.of("unreachable", (LOCAL, clone.transport.port), "cloned")
+    assert not [*elder.recorder.of("linked"), *clone.recorder.of("linked")]
+
+
+async def test_a_third_device_keeps_to_the_elder_of_two_with_one_key(peers: StartPeer) -> None:
+    """The clone looks like a restart until the elder calls again; then it is refused, and told where the elder is."""
+    third, elder = await peers("c"), await peers("a")
+    elder.transport._born -= 60.0
+    await link(elder, third)
+    clone = await peers("a", boot=new_boot())
+    clone.dial(third)
+    await third.recorder.until("linked", clone.id, clone.hello.boot_id)
+    await elder.recorder.until("unlinked", third.id)
+    elder.dial(third)
+    await third.recorder.until("linked", elder.id, elder.hello.boot_id, times=2)
+    await clone.recorder.until("unlinked", third.id)
+    clone.dial(third)
+    await clone.recorder.until("unreachable", (LOCAL, third.transport.port), "cloned_elsewhere")
+    await clone.recorder.until("unreachable", (LOCAL, elder.transport.port), "cloned")
+    assert third.transport.connected(elder.id)
+
+
+async def test_a_link_from_an_address_that_is_gone_ends(peers: StartPeer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where this device's addresses change, what hangs on the old one is over at once; loopback stays what it is."""
+    a, b = await peers("a"), await peers("b")
+    await link(a, b)
+    a.transport.on_network(["10.0.0.9"])
+    assert a.transport.connected(b.id)
+    monkeypatch.setattr(FramedStream, "own_host", "10.0.0.8")  # what Wi-Fi had before it got another address
+    a.transport.on_network(["10.0.0.8"])
+    assert a.transport.connected(b.id)
+    a.transport.on_network(["10.0.0.9"])
+    await a.recorder.until("unlinked", b.id, "silent")
+
+
+async def test_datagrams_go_where_the_link_goes(peers: StartPeer) -> None:
+    """A row may name an address of a device that is out of reach from here; the link's other end is not."""
+    a, b = await peers("a"), await peers("b")
+    await link(a, b)
+    a.transport.send_datagram(b.id, None, "203.0.113.77", 9, Note("hello"))
+    await b.recorder.until("datagram", a.id, a.hello.boot_id, Note("hello"))
 
 
 async def test_nobody_there_is_refused(peers: StartPeer) -> None:

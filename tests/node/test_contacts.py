@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from meshnn.cluster.member import Address, BootId, Member
-from meshnn.node.contacts import BACKOFF_MAX_S, GRACE_S, POLITE_S, Contacts
+from meshnn.node.contacts import BACKOFF_MAX_S, GRACE_S, POLITE_S, Contacts, remembered
 from tests.node.cores import device_id
 
 A, B, C = (device_id(letter) for letter in "abc")
@@ -84,3 +84,23 @@ def test_a_new_address_is_dialled_at_once() -> None:
     contacts.review([member("b")], 0.0)
     moved = msgspec.structs.replace(member("b"), address=Address("10.0.0.9", 7))
     assert [dial.address for dial in contacts.review([moved], 0.1)] == [moved.address]
+
+
+def test_after_a_change_of_network_nobody_waits_for_an_old_back_off() -> None:
+    """Whoever is not linked is dialled at once, however often that failed on the old network."""
+    contacts, now = Contacts(A), 0.0
+    for _ in range(8):
+        contacts.review([member("b")], now)
+        assert contacts.deadline is not None
+        now = contacts.deadline
+    assert contacts.review([member("b")], now - 5.0) == []
+    contacts.on_network()
+    assert [dial.address for dial in contacts.review([member("b")], now - 5.0)] == [member("b").address]
+
+
+def test_who_is_away_is_remembered_behind_who_is_here() -> None:
+    """The record keeps those met before, within its bound: they may be all there is at the next start."""
+    here, away = Address("10.0.0.1", 1), Address("10.0.0.2", 2)
+    assert remembered([here], [away, here], 64) == (here, away)
+    assert remembered([], [away], 64) == (away,)
+    assert remembered([here], [away], 1) == (here,)

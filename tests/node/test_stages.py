@@ -46,6 +46,9 @@ class Tap:
     def dial(self, host: str, port: int) -> None:
         """Not asked."""
 
+    def on_network(self, hosts: Sequence[str]) -> None:
+        """Not asked."""
+
     def excuse(self, device_id: DeviceId, for_s: float) -> None:
         """Not asked."""
 
