@@ -21,7 +21,7 @@ Stage = Literal["asking", "storing", "voting"]
 class Candidacy:
     """The pre-vote, the storing of the term, or the vote; `asked` is the view without the candidate.
 
-    `needed` yeses beside the candidate's own are a majority of the members that nobody suspects.
+    `needed` yeses beside the candidate's own are a majority of the members that no two suspect.
     """
 
     stage: Stage
@@ -51,7 +51,7 @@ class Candidacy:
 
 
 def candidacy(stage: Stage, term: int, asked: tuple[DeviceId, ...], trusted: int, now: float) -> Candidacy:
-    """A fresh round in a view of `trusted` ALIVE members, the candidate included."""
+    """A fresh round in a view of `trusted` members, the candidate included, beside those that many suspect."""
     return Candidacy(stage, term, asked, trusted // 2, now, now + ROUND_S, now + RESEND_S)
 
 

@@ -37,7 +37,7 @@ class Cluster:
         self._roster = Roster(me, now)
         self._post = Post(self._roster, estimate, rng)
         self._membership = Membership(self._roster, self._post, seeds, rng, now)
-        self._election = Election(self._roster, self._post, term, voted_for, rng, now)
+        self._election = Election(self._roster, self._post, self._membership.judge, term, voted_for, rng, now)
         self._load = LoadGate(me.load, rng)
         self._gone = False
         self._started = False

@@ -6,6 +6,7 @@ import random
 
 from meshnn.cluster.candidacy import RANK_MAX, RANK_S, RESEND_S, STORING_S, Candidacy, Stage, candidacy, fitness, merit
 from meshnn.cluster.effects import LeaderChanged, PersistTerm
+from meshnn.cluster.judging import Judge
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.cluster.messages import Beat, Lead, LeadAck, Message, PreVote, PreVoteReply, Vote, VoteReply, Yield
 from meshnn.cluster.post import Post
@@ -29,7 +30,14 @@ class Election:
     """Who leads, as this device sees it: `leader` and `term`; effects gather in the post."""
 
     def __init__(
-        self, roster: Roster, post: Post, term: int, voted_for: DeviceId | None, rng: random.Random, now: float
+        self,
+        roster: Roster,
+        post: Post,
+        judge: Judge,
+        term: int,
+        voted_for: DeviceId | None,
+        rng: random.Random,
+        now: float,
     ) -> None:
         self.leader: DeviceId | None = None
         self.unanswered: list[DeviceId] = []
@@ -41,6 +49,7 @@ class Election:
         self._known_term = term
         self._roster = roster
         self._post = post
+        self._judge = judge
         self._rng = rng
         self._me = roster.me
         self._started_at = now
@@ -93,6 +102,10 @@ class Election:
             return
         if self.leader is not None and self.leader not in self._view:
             self._lose_leader(now)
+        round_ = self._candidacy
+        if round_ is not None and round_.stage == "asking" and not set(round_.asked) <= set(self._view):
+            # The dead will not answer, and a majority of the rest is smaller.
+            self._candidacy, self._campaign_at = None, now
         joined = [device for device in self._view if device not in before]
         if joined and self.leading:
             for device in joined[:DIRECT_BEATS_MAX]:
@@ -302,7 +315,8 @@ class Election:
 
     def _begin(self, stage: Stage, term: int, now: float) -> None:
         asked = tuple(device for device in self._view if device != self._me)
-        round_ = candidacy(stage, term, asked, len(self._roster.trusted), now)
+        # Whom this device alone suspects still counts: a deaf one must not take everybody's silence for its majority.
+        round_ = candidacy(stage, term, asked, len(self._view) - self._judge.doubted, now)
         self._candidacy = round_
         self._campaign_at = None
         if not self._advance(round_, now):

@@ -35,6 +35,12 @@ class Judge:
         return self._isolated_at is not None
 
     @property
+    def doubted(self) -> int:
+        """How many members are suspected by others too; of two, this device's own word is all there is."""
+        enough = 1 if len(self._roster.usable) == 2 else 2
+        return sum(len(one.accusers | {self._roster.me}) >= enough for one in self._suspicions.values())
+
+    @property
     def deadline(self) -> float | None:
         """When something is due next."""
         due = [self._reprobe_at] if self._suspicions else []

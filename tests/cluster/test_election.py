@@ -14,6 +14,7 @@ from meshnn.cluster.messages import (
     Leave,
     PreVote,
     PreVoteReply,
+    Suspect,
     Vote,
     VoteReply,
     Yield,
@@ -379,6 +380,30 @@ def test_who_answers_no_candidate_is_accused() -> None:
         "device-5",
     }
     assert stage.state(2).value == "alive"
+
+
+def test_a_deaf_device_does_not_elect_itself() -> None:
+    """Whom it alone suspects counts in its majority: silence all around is its own trouble, until it goes alone."""
+    stage = Stage(1, 2, 3, 4)
+    stage.follow(1)
+    for _ in range(5):
+        stage.wait(1.9)
+        stage.hear(1, LeadAck(1, False, 1))
+        stage.persist() if stage.all(PersistTerm) else None
+    assert {stage.state(peer).value for peer in (2, 3, 4)} == {"suspect"}
+    assert stage.cluster.leader is None
+    assert not stage.sent(Vote)
+
+
+def test_whom_others_suspect_too_does_not_count_in_the_majority() -> None:
+    """Of five, three are silent, and the fourth says so too: its yes is enough."""
+    stage = Stage(1, 2, 3, 4)
+    stage.stand(1)
+    for silent in (2, 3, 4):
+        stage.tell(1, Suspect(device_id(silent), stage.row(silent).incarnation, device_id(1)))
+    stage.wait(2.5, heard=(1,))
+    stage.hear(1, PreVoteReply(stage.sent(PreVote)[-1].term, True, 0))
+    assert stage.all(PersistTerm)
 
 
 def test_in_a_large_mesh_the_heartbeat_is_gossip() -> None:
