@@ -63,7 +63,7 @@ class Doubts:
         self._limits = limits
         self._lives: dict[DeviceId, BootId] = {me: boot}
         self._evidence: dict[DeviceId, tuple[BootId | None, float]] = {}
-        self._reports: dict[tuple[Epoch, DeviceId], float] = {}
+        self._reports: dict[tuple[Epoch, DeviceId], tuple[float, DeviceId]] = {}
 
     def on_evidence(self, device: DeviceId, now: float) -> None:
         """This node saw the device gone or mute."""
@@ -74,10 +74,10 @@ class Doubts:
         self._evidence.pop(device, None)
         self._lives[device] = boot
 
-    def on_report(self, epoch: Epoch, device: DeviceId, now: float) -> None:
-        """A stage of this plan cannot hand on to the device."""
-        self._reports = {key: until for key, until in self._reports.items() if until > now}
-        self._reports[epoch, device] = now + self._limits.report_s
+    def on_report(self, epoch: Epoch, device: DeviceId, reporter: DeviceId, now: float) -> None:
+        """A stage of this plan, on `reporter`, cannot hand on to the device."""
+        self._reports = {key: said for key, said in self._reports.items() if said[0] > now}
+        self._reports[epoch, device] = (now + self._limits.report_s, reporter)
 
     def other_life(self, plan: Plan, device: DeviceId) -> bool:
         """Whether the device is known in another life than the plan was made for."""
@@ -94,9 +94,13 @@ class Doubts:
                 found.add(device)
         return found
 
-    def soft(self, plan: Plan, now: float) -> set[DeviceId]:
-        """The plan's devices that a stage of the same plan reported lately."""
-        return {device for (epoch, device), until in self._reports.items() if epoch == plan.epoch and until > now}
+    def soft(self, plan: Plan, now: float) -> list[tuple[DeviceId, DeviceId]]:
+        """The plan's devices that a stage of the same plan reported lately, each with who did."""
+        return [
+            (device, reporter)
+            for (epoch, device), (until, reporter) in self._reports.items()
+            if epoch == plan.epoch and until > now
+        ]
 
 
 class Latencies:

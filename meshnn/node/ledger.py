@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import BusyError
@@ -139,8 +140,10 @@ class Ledger:
         # A stage that cannot reach this origin is itself the one to go around.
         blamed = reporter if culprit == self._me else DeviceId(culprit)
         if blamed and blamed != self._me and blamed in attempt.devices:
-            self._doubts.on_report(attempt.plan.epoch, blamed, now)
-            entry.avoid[blamed] = now + self._limits.report_s
+            # Either end of a path that carries nothing can be the one to go around.
+            other = reporter if reporter not in (self._me, blamed) else blamed
+            self._doubts.on_report(attempt.plan.epoch, blamed, other, now)
+            entry.avoid[blamed] = (now + self._limits.report_s, other)
         if not attempt.live:
             return []
         if code in FATAL:
@@ -210,7 +213,7 @@ class Ledger:
         elif code == "model_error":
             # One device may fail at what another can do (memory, a kernel); two say that it is the model.
             entry.model_errors += 1
-            entry.avoid[reporter] = now + limits.report_s
+            entry.avoid[reporter] = (now + limits.report_s, reporter)
             if entry.model_errors > 1 or self._way(entry, now, patient=True) is None:
                 return self._fail(entry, code, message) + self._pump(entry.model, now)
         else:
@@ -271,16 +274,31 @@ class Ledger:
         return entry.waiting_since + self._limits.grace_s
 
     def _way(self, entry: Request, now: float, *, patient: bool) -> Way | None:
-        """A plan, lane and groups without doubted devices; while `patient`, without reported ones either."""
+        """A plan, lane and groups without doubted devices; while `patient`, without reported ones either.
+
+        Where none goes without the devices that stages reported, one without those stages may.
+        """
+        if not patient:
+            return self._search(entry, now, lambda plan: set())
+        return self._search(entry, now, lambda plan: self._reported(entry, plan, 0, now)) or self._search(
+            entry, now, lambda plan: self._reported(entry, plan, 1, now)
+        )
+
+    def _reported(self, entry: Request, plan: Plan, end: int, now: float) -> set[DeviceId]:
+        """The plan's devices at one end (0: the blamed one, 1: who blames it) of paths that carry nothing."""
+        pairs = self._doubts.soft(plan, now)
+        pairs += [(device, other) for device, (until, other) in entry.avoid.items() if until > now]
+        devices = plan.devices()
+        return {pair[end] for pair in pairs if pair[0] in devices and pair[end] in devices}
+
+    def _search(self, entry: Request, now: float, doubted: Callable[[Plan], set[DeviceId]]) -> Way | None:
+        """The first plan in order of preference with a way free of hard and of these doubts."""
         avoid: set[DeviceId] = set()
         while True:
             plan = self._served.choose(entry.model, frozenset(avoid))
             if plan is None or entry.refused.get(plan.epoch, 0.0) > now:
                 return None
-            bad = self._doubts.hard(plan, now)
-            if patient:
-                bad |= self._doubts.soft(plan, now)
-                bad |= {device for device, until in entry.avoid.items() if until > now} & set(plan.devices())
+            bad = self._doubts.hard(plan, now) | doubted(plan)
             way = self._deal(plan, bad)
             if way is not None:
                 return way

@@ -69,7 +69,10 @@ class Attempt:
 
 @dataclass(slots=True)
 class Request:
-    """An accepted request until it is answered or failed."""
+    """An accepted request until it is answered or failed.
+
+    `avoid` says of a device until when to go around it, and who could be gone around in its place.
+    """
 
     name: str
     number: int
@@ -81,7 +84,7 @@ class Request:
     not_before: float = 0.0
     look_at: float = 0.0
     attempts: dict[int, Attempt] = field(default_factory=dict)
-    avoid: dict[DeviceId, float] = field(default_factory=dict)
+    avoid: dict[DeviceId, tuple[float, DeviceId]] = field(default_factory=dict)
     refused: dict[Epoch, float] = field(default_factory=dict)
     impatience: int = 0
     failures: int = 0

@@ -253,6 +253,22 @@ def test_report_that_leaves_no_plan_is_overruled_after_a_grace() -> None:
     assert epochs(machine.on_deadline(0.7)) == [("r1", 2, MAIN.epoch)]
 
 
+def test_without_a_plan_around_the_reported_device_one_around_the_reporter_is_used() -> None:
+    """D cannot reach C and no plan goes without C: the one without D has no use for that path, at once."""
+    machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_D,))))
+    accepted(machine)
+    effects = machine.on_failed("r1", 1, D, "peer_error", "reset", C, 0.2)
+    assert epochs(effects) == [("r1", 2, WITHOUT_D.epoch)]
+    assert epochs(machine.accept("r2", "cat", 10, 30.0, 0.3)) == [("r2", 1, WITHOUT_D.epoch)]
+
+
+def test_the_reported_device_is_gone_around_before_the_reporter() -> None:
+    """Where both ends can be spared it is the blamed one that is."""
+    machine = ledger()
+    accepted(machine)
+    assert epochs(machine.on_failed("r1", 1, D, "peer_error", "reset", C, 0.2)) == [("r1", 2, WITHOUT_C.epoch)]
+
+
 def test_own_evidence_is_not_overruled() -> None:
     """A device that this node itself found gone is not tried again before it is linked."""
     machine = ledger(Shelf(PlanSet(MAIN)))
