@@ -5,7 +5,7 @@ LOCK := .venv/bin/uv pip compile pyproject.toml --universal --python-version 3.1
 	--constraint tools/lock_constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help set-up demo test check format bench acceptance lock clean
+.PHONY: help set-up demo test check format bench acceptance chaos lock clean
 
 help:
 	@echo "make demo         three devices on this machine answer about a photo; one is killed; they answer again"
@@ -14,6 +14,7 @@ help:
 	@echo "make format       format the code"
 	@echo "make bench        measure, on this machine"
 	@echo "make acceptance   the long checks, in a rack of virtual devices (root)"
+	@echo "make chaos        faults on a seeded schedule in the rack, DURATION_S=120 SEED=1; exit 0 if nothing was lost"
 	@echo "make lock         resolve the dependencies again"
 	@echo "make clean        remove everything make made"
 
@@ -41,6 +42,11 @@ bench: set-up
 
 acceptance: set-up
 	@$(PYTHON) -m tools.acceptance
+
+DURATION_S ?= 120
+SEED ?= 1
+chaos: set-up
+	@$(PYTHON) -m tools.chaos --seconds $(DURATION_S) --seed $(SEED) $(CHAOS)
 
 lock: set-up
 	@$(PYTHON) -m pip install --quiet uv
