@@ -59,7 +59,7 @@ class Native:
     async def status(self, request: web.Request) -> web.Response:
         """What `meshnn status --json` prints."""
         del request
-        return _json(self._node.service.status())
+        return _json({**self._node.service.status(), "tasks": len(asyncio.all_tasks())})
 
     async def plans(self, request: web.Request) -> web.Response:
         """The active plans."""

@@ -20,16 +20,22 @@ CONVERGE_S = 30.0
 SAMPLE_S = 5.0
 CALM_S = 5.0
 PAGE_BYTES = 4096
+# A run so long tells a leak from a start that is not over yet: its last quarter is compared with its second.
+SOAK_S = 1200.0
+GROWN_RSS = 0.10
+GROWN_COUNT = 3
+COUNTS = ("descriptors", "threads", "tasks")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a process held at a time: resident memory, open descriptors, threads."""
+    """What a node held at a time: resident memory, open descriptors, threads, tasks of its event loop."""
 
     at_s: float
     rss_mb: float
     descriptors: int
     threads: int
+    tasks: int
 
 
 @dataclass(slots=True)
@@ -115,7 +121,7 @@ class Storm:
         self._sampled_s = time.monotonic()
         for station in self._rig.origins:
             if station.process is not None and not station.dead():
-                taken = sample(station.process.pid, self._sampled_s)
+                taken = sample(station.process.pid, self._sampled_s, int(station.look().get("tasks", 0)))
                 self._report.samples.setdefault(station.name, []).append(taken)
             elif f"the node of {station.name} ended" not in self._report.broken:
                 self._report.broken.append(f"the node of {station.name} ended")
@@ -153,6 +159,8 @@ def storm(options: Options, seconds: float, faults: Sequence[Fault]) -> Report:
         report.latencies_ms = [round((r.ended_s - r.began_s) * 1000, 1) for r in requests]
         report.rerouted_s = [round(r.ended_s - r.began_s, 3) for r in requests if r.attempts > 1]
         report.broken += sorted({r.outcome for r in requests if r.outcome != "ok"})
+        if seconds >= SOAK_S:
+            report.broken += [line for name, taken in report.samples.items() for line in grown(name, taken)]
     return report
 
 
@@ -165,26 +173,49 @@ def write(report: Report, path: Path) -> None:
     print(report.line, flush=True)
 
 
-def sample(pid: int, at_s: float) -> Sample:
-    """What a process holds now."""
+def sample(pid: int, at_s: float, tasks: int) -> Sample:
+    """What a process holds now, and the tasks that its node told of."""
     folder = Path(f"/proc/{pid}")
     pages = int((folder / "statm").read_text().split()[1])
     threads = len(list((folder / "task").iterdir()))
-    return Sample(at_s, round(pages * PAGE_BYTES / 1e6, 2), len(list((folder / "fd").iterdir())), threads)
+    return Sample(at_s, round(pages * PAGE_BYTES / 1e6, 2), len(list((folder / "fd").iterdir())), threads, tasks)
+
+
+def grown(name: str, samples: Sequence[Sample]) -> list[str]:
+    """What of a node grew between the second quarter of its samples and the last, in a line each."""
+    early, late = _quarters(samples)
+    found = [
+        f"{what} of {name} grew from {before:.0f} to {after:.0f}"
+        for what in COUNTS
+        if (after := _median(late, what)) - (before := _median(early, what)) > GROWN_COUNT
+    ]
+    before_mb, after_mb = _median(early, "rss_mb"), _median(late, "rss_mb")
+    if after_mb > (1 + GROWN_RSS) * before_mb:
+        found.append(f"memory of {name} grew from {before_mb:.1f} to {after_mb:.1f} MB")
+    return found
 
 
 def _drift(samples: Sequence[Sample]) -> dict[str, float | list[float]]:
     """Medians of the second and the last quarter, and what the memory's fitted line rises in an hour."""
-    quarter = max(1, len(samples) // 4)
-    early, late = samples[quarter : 2 * quarter] or samples, samples[-quarter:]
-    pairs: dict[str, float | list[float]] = {}
-    for name in ("rss_mb", "descriptors", "threads"):
-        pairs[name] = [statistics.median(getattr(one, name) for one in part) for part in (early, late)]
-    later = samples[quarter:]
+    early, late = _quarters(samples)
+    pairs: dict[str, float | list[float]] = {
+        name: [_median(part, name) for part in (early, late)] for name in ("rss_mb", *COUNTS)
+    }
+    later = samples[len(samples) // 2 :]
     if len(later) > 1:
         slope = statistics.linear_regression([s.at_s for s in later], [s.rss_mb for s in later]).slope
-        pairs["rss_mb_per_hour"] = round(slope * 3600, 1)
+        pairs["rss_mb_per_hour_second_half"] = round(slope * 3600, 1)
     return pairs
+
+
+def _quarters(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """The second quarter and the last; the first is a node's start."""
+    quarter = max(1, len(samples) // 4)
+    return samples[quarter : 2 * quarter] or samples, samples[-quarter:]
+
+
+def _median(samples: Sequence[Sample], name: str) -> float:
+    return float(statistics.median(getattr(one, name) for one in samples))
 
 
 def _end_nodes(_: Rig, stations: list[Station], __: Fault) -> None:
