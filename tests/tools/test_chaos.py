@@ -111,3 +111,11 @@ def test_percentiles_are_ranks() -> None:
     assert percentile([], 0.99) == 0.0
     assert percentile([3.0, 1.0, 2.0], 0.5) == 2.0
     assert percentile(range(1, 101), 0.99) == 99
+
+
+def test_origins_without_memory_hold_nothing() -> None:
+    """Where those who ask are idle, two others must be on every side that asks."""
+    idle = Terms(devices=6, origins=(4, 5), hold=2, idle=True)
+    assert not servable(Fault(0.0, Kind.PARTITION, (0, 4), 9.0), idle)
+    assert servable(Fault(0.0, Kind.PARTITION, (0, 1, 4), 9.0), idle)
+    assert all(servable(fault, idle) for fault in schedule(3, 300.0, idle))

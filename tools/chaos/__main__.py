@@ -24,6 +24,8 @@ MODEL = ROOT / "models" / "default.tflite"
 # The default model needs more than one device has, and two devices hold it together.
 MEMORY = "3MB"
 HOLD = 2
+# The askers hold no part of it: whoever dies was at work, or held a second copy.
+LITTLE = "0.1MB"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,9 +84,10 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=MODEL, help="the model that is asked")
     parser.add_argument("--memory", default=MEMORY, help="what each device has for shards")
     parser.add_argument("--hold", type=int, default=HOLD, help="how many devices hold the model together")
-    parser.add_argument("--devices", type=int, default=5)
+    parser.add_argument("--little", default=LITTLE, help='what those who ask have for shards ("": as the others)')
+    parser.add_argument("--devices", type=int, default=6)
     parser.add_argument("--origins", type=int, default=2, help="how many of them ask, and are never killed")
-    parser.add_argument("--cpu", type=float, default=0.25, help="share of one processor for each device; 0: no limit")
+    parser.add_argument("--cpu", type=float, default=0.2, help="share of one processor for each device; 0: no limit")
     parser.add_argument("--rate", default="100mbit", help="of every cable, as tc says it")
     parser.add_argument("--concurrency", type=int, default=2, help="requests at once from each origin")
     parser.add_argument("--seed", type=int, default=1)
@@ -95,7 +98,7 @@ def terms_of(words: argparse.Namespace) -> Terms:
     """What the schedule of a command line keeps to."""
     origins = tuple(range(words.devices - words.origins, words.devices))
     kinds = tuple(Kind(name) for name in words.kinds.split(","))
-    return Terms(words.devices, origins, words.hold, kinds, words.every)
+    return Terms(words.devices, origins, words.hold, kinds, words.every, idle=bool(words.little))
 
 
 def options_of(words: argparse.Namespace) -> Options:
@@ -108,6 +111,7 @@ def options_of(words: argparse.Namespace) -> Options:
         cpu=words.cpu,
         rate=words.rate,
         memory=words.memory,
+        little=words.little,
         concurrency=words.concurrency,
         seed=words.seed,
         repeat=getattr(words, "repeat", 0),

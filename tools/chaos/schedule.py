@@ -69,6 +69,7 @@ class Fault:
 class Terms:
     """What the schedule keeps to: how many devices, which of them ask, how many hold the model together.
 
+    Origins that are `idle` have no memory for a part of it.
     `every_s` above 0 begins a fault at every such interval; 0 leaves a random gap after each.
     """
 
@@ -77,6 +78,7 @@ class Terms:
     hold: int
     kinds: tuple[Kind, ...] = tuple(Kind)
     every_s: float = 0.0
+    idle: bool = False
 
     @property
     def mortals(self) -> tuple[int, ...]:
@@ -116,7 +118,8 @@ def servable(fault: Fault, terms: Terms, away: frozenset[int] = frozenset()) -> 
         parts = [here - side] if fault.kind in _AWAY else [here]
     asked = [part for part in parts if part & set(terms.origins)]
     asking = {origin for part in asked for origin in part & set(terms.origins)}
-    return asking == set(terms.origins) and all(len(part) >= terms.hold for part in asked)
+    holders = set(terms.mortals) if terms.idle else here
+    return asking == set(terms.origins) and all(len(part & holders) >= terms.hold for part in asked)
 
 
 def _draw(rng: random.Random, kind: Kind, at_s: float, terms: Terms, away: frozenset[int]) -> Fault | None:

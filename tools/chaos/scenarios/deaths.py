@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from tools.acceptance.field import Station, Status, alive, pause, until, workers
 from tools.acceptance.verdict import Verdict
 from tools.chaos.rig import Options, Rig, first_times, percentile, state_of
 
 REPEATS = 20
-# What the askers have for shards: nothing of the model, so that those who work are never those who ask.
-LITTLE = "0.1MB"
 SETTLED_S = 90.0
 DEAD_S = 40.0
 AFTER_S = 3.0
@@ -75,7 +73,7 @@ def _deaths(
     limit_s: float,
     dead_limit_s: float,
 ) -> None:
-    with Rig(replace(options, little=options.little or LITTLE), verdict.scenario) as rig:
+    with Rig(options, verdict.scenario) as rig:
         rig.serve()
         course = Course(rig)
         for _ in range(options.repeat or REPEATS):
