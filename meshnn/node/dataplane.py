@@ -11,14 +11,15 @@ import msgspec
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import MeshError, PeerError
 from meshnn.net.transport import Transport
-from meshnn.node.assembly import Arrival
 from meshnn.node.carrier import Carrier, Ground
 from meshnn.node.doubts import LedgerLimits
+from meshnn.node.inputs import Arrival
 from meshnn.node.ledger import Ledger
 from meshnn.node.origin import Origin, Outcome
-from meshnn.node.pipeline import Pipeline, Runner, is_sender
+from meshnn.node.pipeline import Pipeline, Runner
 from meshnn.node.served import Served
-from meshnn.node.slices import Array, passage_of, pieces_of
+from meshnn.node.slices import Array, Parcel, passage_of, pieces_of
+from meshnn.node.ways import is_sender
 from meshnn.plan.messages import Cancel, Failed, Receipt, Slice
 from meshnn.plan.plan import Epoch, Recipe
 from meshnn.telemetry import logger
@@ -113,14 +114,14 @@ class DataPlane:
         if not isinstance(header, Slice):
             return False
         passage = passage_of(header)
-        source = (header.source_stage, header.source_part)
+        source, address = (header.source_stage, header.source_part), (header.stage, header.part)
         if payload_bytes > self._limits.payload_bytes:
             _log.warning("payload refused", device=device, size_bytes=payload_bytes)
             admitted = False
         elif _for_origin(header):
-            admitted = self._origin.admits(passage, source, payload_bytes)
+            admitted = self._origin.admits(passage, source, address)
         else:
-            admitted = self._pipeline.admits(passage, (header.stage, header.part), source, payload_bytes)
+            admitted = self._pipeline.admits(passage, source, address)
         if not admitted:
             self._transport.send(device, _receipt(header))
         return admitted
@@ -142,12 +143,13 @@ class DataPlane:
         except MeshError as error:
             self._pipeline.report(passage, header.stage, error)
             return
-        arrival = Arrival(source, pieces, payload.nbytes, header.times)
         if _for_origin(header):
-            self._origin.on_arrival(passage, arrival)
+            address = (header.stage, header.part)
+            self._origin.on_arrival(passage, Arrival(source, address, pieces, payload.nbytes, header.times))
         else:
+            parcel = Parcel(header.stage, header.part, pieces)
             deadline = self._clock() + header.left_ms / 1000
-            self._pipeline.on_arrival(passage, (header.stage, header.part), arrival, deadline)
+            self._pipeline.on_parcel(passage, source, parcel, deadline, payload.nbytes, header.times)
         self._rearm()
 
     def on_message(self, device: DeviceId, boot: BootId, message: msgspec.Struct) -> bool:
@@ -206,7 +208,7 @@ class DataPlane:
         if _for_origin(header):
             # A slice for a request that is over is dropped further on, whoever sent it.
             return self._origin.expected(passage) is None or self._origin.is_sender(passage, source, device, boot)
-        return is_sender(self._pipeline.site(passage, header.stage, header.part), passage, source, device, boot)
+        return is_sender(self._pipeline.ways(passage), passage, source, device, boot)
 
     def _deadline(self) -> float:
         """When `_on_time` is next due."""

@@ -14,19 +14,21 @@ from meshnn.errors import ModelError
 from meshnn.graph.card import Card
 from meshnn.graph.ir import Graph
 from meshnn.graph.splits.shard import shard
-from meshnn.node.assembly import Arrival, Assembly, Key, Target
-from meshnn.node.slices import Array, Passage, Piece, cut, parcels
+from meshnn.node.assembly import Assembly, Key
+from meshnn.node.inputs import Arrival, Target
+from meshnn.node.slices import Array, Passage, Piece, cut, dealt, parcel_of
+from meshnn.node.ways import Ways, target_of
 from meshnn.plan import boxes
 from meshnn.plan.boxes import Box
 from meshnn.plan.outline import Outline, outline
-from meshnn.plan.plan import Epoch, Group, Lane, Stage
-from meshnn.plan.routes import ORIGIN, Need, Source, derive
+from meshnn.plan.plan import Epoch, Group, Lane, Plan, Stage
+from meshnn.plan.routes import ORIGIN, Need, Source
+from meshnn.plan.shipments import At
 
 Run = Callable[[Graph, Sequence[Array]], list[Array]]
 """Runs a graph on inputs in its order; its outputs in its order. ModelError where the runtime refuses."""
 
 _HERE, _NOW = DeviceId("here"), BootId("now")
-_UNBOUNDED = 1 << 62
 
 
 class Executor:
@@ -44,25 +46,31 @@ class Executor:
         made = self._run(self.graph, [inputs[t] for t in self.graph.inputs])
         return dict(zip(self.graph.outputs, made, strict=True))
 
-    def follow(self, lane: Lane, groups: Sequence[int], inputs: Mapping[int, Array]) -> dict[int, Array]:
-        """The model's outputs by tensor index, made by the shards of one way through a plan; MeshError."""
-        routes = derive(self.model, lane, groups)
-        chosen = [stage.groups[index] for stage, index in zip(lane.stages, groups, strict=True)]
-        passage = _passage(self.card.name, groups)
-        arrived: dict[tuple[int, int], list[Arrival]] = {key: [] for key in routes.needs}
+    def follow(
+        self, lane: Lane, groups: Sequence[int], inputs: Mapping[int, Array], origin: DeviceId = _HERE
+    ) -> dict[int, Array]:
+        """The model's outputs by tensor index, made by the shards of one way through a plan; MeshError.
 
-        def send(source: tuple[int, int], arrays: Mapping[int, Array], bases: Mapping[int, Box]) -> None:
-            for parcel in parcels(routes, source, arrays, bases):
-                arrived[parcel.stage, parcel.part].append(Arrival(source, parcel.pieces))
+        The request is asked by `origin`: where that is a device of the way, what it reads itself comes no second time.
+        """
+        plan = Plan(Epoch(0, _HERE, 0), self.card.name, self.card.digest, (lane,), window=1, share=1)
+        ways = Ways(self.model, plan, 0, tuple(groups))
+        arrived: dict[At, list[Arrival]] = {key: [] for key in ways.routes.needs}
+
+        def send(source: At, arrays: Mapping[int, Array], bases: Mapping[int, Box]) -> None:
+            for shipment in ways.traffic.sent(source, origin):
+                for at, pieces in dealt(shipment, parcel_of(shipment, arrays, bases).pieces):
+                    arrived[at].append(Arrival(source, shipment.address, pieces))
+
+        def assembled(at: At) -> dict[int, Array]:
+            key = Key(_passage(self.card.name, groups), *at)
+            return self._assembled(key, ways.target(at, origin), arrived.pop(at))
 
         send((ORIGIN, 0), {t: inputs[t] for t in self.graph.inputs}, {})
-        for stage, group in enumerate(chosen):
+        for stage, group in enumerate(ways.groups):
             for part in range(len(group.shards)):
-                key = (stage, part)
-                fed = self._assembled(Key(passage, *key), routes.needs[key], arrived.pop(key))
-                send(key, *self.fire(lane.stages[stage], group, part, fed))
-        end = (len(chosen), 0)
-        return self._assembled(Key(passage, *end), routes.needs[end], arrived.pop(end))
+                send((stage, part), *self.fire(lane.stages[stage], group, part, assembled((stage, part))))
+        return assembled(ways.end)
 
     def merge(self, stage: Stage, group: Group, values: Mapping[int, Array]) -> dict[int, Array]:
         """What all parts of a group give together, by tensor index; they read `values`, whole tensors. MeshError."""
@@ -93,13 +101,18 @@ class Executor:
         box = boxes.whole(self.model.tensor(tensor).shape)
         activation = boxes.activation(self.model, stage, group)
         need = Need(tensor, box, tuple(source for source, _ in given), boxes.sums(group), activation)
-        arrivals = [Arrival((0, source.part), (Piece(tensor, source.box, array),)) for source, array in given]
-        return self._assembled(Key(_passage(self.card.name, ()), 1, 0), (need,), arrivals)[tensor]
+        at = (1, 0)
+        arrivals = [Arrival((0, source.part), at, (Piece(tensor, source.box, array),)) for source, array in given]
+        owed = {((0, source.part), at): ((tensor, source.box),) for source, _ in given}
+        target = target_of(self.model, (need,), owed)
+        return self._assembled(Key(_passage(self.card.name, ()), *at), target, arrivals)[tensor]
 
-    def _assembled(self, key: Key, needs: tuple[Need, ...], arrivals: Sequence[Arrival]) -> dict[int, Array]:
-        """Needs filled from what was sent for them; the last sent arrives first, so that order is put to the test."""
-        target = Target(needs, {need.tensor: self.model.tensor(need.tensor).dtype for need in needs}, 1)
-        assembly = Assembly(_UNBOUNDED)
+    def _assembled(self, key: Key, target: Target, arrivals: Sequence[Arrival]) -> dict[int, Array]:
+        """Inputs made of what was sent for them, within the bytes that the planner counts for them.
+
+        The last sent arrives first, so that order is put to the test, and with it that every addend may have to wait.
+        """
+        assembly = Assembly(target.reserve_bytes)
         done = None
         for arrival in reversed(arrivals):
             done = assembly.add(key, target, arrival, 1.0, 0.0)

@@ -11,6 +11,7 @@ import numpy as np
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import (
+    BusyError,
     DeadlineError,
     InputError,
     MeshError,
@@ -22,15 +23,17 @@ from meshnn.errors import (
 )
 from meshnn.graph.card import Card
 from meshnn.net.tasks import TaskSet
-from meshnn.node.assembly import Arrival, Assembly, Complete, Key
+from meshnn.node.assembly import Assembly, Complete, Key
 from meshnn.node.carrier import Ground, Load
+from meshnn.node.inputs import Arrival, Target
 from meshnn.node.ledger import Ledger
 from meshnn.node.pipeline import Pipeline
 from meshnn.node.request import Answer, Attempt, CancelAttempt, Dispatch, Effect, Fail
-from meshnn.node.slices import Array, Passage, parcels
+from meshnn.node.slices import Array, Passage, parcel_of
 from meshnn.plan.messages import Cancel, Failed, StageTime
 from meshnn.plan.plan import Plan
 from meshnn.plan.routes import ORIGIN
+from meshnn.plan.shipments import At
 from meshnn.telemetry import logger
 
 # Past the deadline the ledger has failed the request; this is for the case that nothing drives the ledger.
@@ -134,17 +137,15 @@ class Origin:
         key = Key(passage, len(passage.groups), 0)
         now = self._clock()
         try:
-            card = self._card(attempt.plan)
-            ways = self._pipeline.routes.ways(attempt.plan, card, attempt.lane, attempt.groups)
-            target = ways.targets[len(passage.groups), 0]
-            complete = self._assembly.add(key, target, arrival, self._ledger.deadline_of(passage.request), now)
+            deadline = self._ledger.deadline_of(passage.request)
+            complete = self._assembly.add(key, self._target(attempt), arrival, deadline, now)
         except MeshError as error:
             _log.warning("answer refused", request=passage.request, source=arrival.source, reason=str(error))
             return
         if complete is not None:
             self._asked[passage.request].result = complete
-            self.perform(self._ledger.on_output(passage.request, passage.attempt, passage.epoch, now))
             self._assembly.finish(key)
+            self.perform(self._ledger.on_output(passage.request, passage.attempt, passage.epoch, now))
 
     def on_failed(self, reporter: DeviceId, message: Failed) -> None:
         """A stage, or this node on its own part, ended an attempt."""
@@ -166,13 +167,19 @@ class Origin:
             return None
         return attempt if (attempt.lane, attempt.groups) == (passage.lane, passage.groups) else None
 
-    def admits(self, passage: Passage, source: tuple[int, int], size_bytes: int) -> bool:
-        """Whether the payload of an answer's slice may be read."""
+    def admits(self, passage: Passage, source: At, address: At) -> bool:
+        """Whether the payload of an answer's slice may be read; the attempt ends where there is no room for it."""
         key = Key(passage, len(passage.groups), 0)
         attempt = self.expected(passage)
-        if attempt is None or not self._assembly.wants(key, source):
+        if attempt is None or not self._assembly.wants(key, source, address):
             return False
-        return self._assembly.has_room(key, 1, size_bytes)
+        try:
+            if self._assembly.has_room(key, self._target(attempt)):
+                return True
+            raise BusyError("this device has no room for more answers")
+        except MeshError as error:
+            self._failed_here(passage.request, passage.attempt, error)
+        return False
 
     def is_sender(self, passage: Passage, source: tuple[int, int], device: DeviceId, boot: BootId) -> bool:
         """Whether this device in this life is the shard that an answer's slice says it comes from."""
@@ -253,13 +260,10 @@ class Origin:
         ways = self._pipeline.routes.ways(plan, card, effect.lane, effect.groups)
         identity = (self._me, self._boot)
         passage = Passage(effect.request, effect.attempt, plan.model, plan.epoch, *identity, effect.lane, effect.groups)
-        stages = plan.lanes[effect.lane].stages
         loads = []
-        for parcel in parcels(ways.routes, (ORIGIN, 0), asked.inputs, {}):
-            if parcel.stage == len(stages):
-                device = self._me
-            else:
-                device = stages[parcel.stage].groups[effect.groups[parcel.stage]].shards[parcel.part].device
+        for shipment in ways.traffic.sent((ORIGIN, 0), self._me):
+            device = ways.traffic.device(shipment.address, self._me)
+            parcel = parcel_of(shipment, asked.inputs, {})
             loads.append(Load(passage, parcel, (ORIGIN, 0), device, effect.deadline))
         return loads
 
@@ -269,11 +273,10 @@ class Origin:
         if load.device != self._me:
             self._tasks.spawn(self._carry(load), load.passage.request)
             return
-        arrival = Arrival(load.source, parcel.pieces)
         if parcel.stage < len(load.passage.groups):
-            self._pipeline.on_arrival(load.passage, (parcel.stage, parcel.part), arrival, load.deadline)
+            self._pipeline.on_parcel(load.passage, load.source, parcel, load.deadline)
         else:
-            self.on_arrival(load.passage, arrival)
+            self.on_arrival(load.passage, Arrival(load.source, (parcel.stage, parcel.part), parcel.pieces))
 
     async def _carry(self, load: Load) -> None:
         """Send one parcel of inputs; a broken link is evidence."""
@@ -330,6 +333,11 @@ class Origin:
         """Nothing of this attempt is outstanding any more."""
         for device in self._watched.pop((request, attempt), ()):
             self._transport.expecting(device, -1)
+
+    def _target(self, attempt: Attempt) -> Target:
+        """What makes the answer of an attempt."""
+        ways = self._pipeline.routes.ways(attempt.plan, self._card(attempt.plan), attempt.lane, attempt.groups)
+        return ways.target(ways.end, self._me)
 
     def _card(self, plan: Plan) -> Card:
         """The card of a plan's model."""

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meshnn.cluster.member import BootId, DeviceId
-from meshnn.errors import BusyError, MeshError, PeerError, StaleEpochError, UsageError
-from meshnn.graph.card import Card
+from meshnn.cluster.member import DeviceId
+from meshnn.errors import BusyError, MeshError, PeerError, StaleEpochError
 from meshnn.net.tasks import TaskSet
-from meshnn.node.assembly import Arrival, Assembly, Complete, Key, Target
+from meshnn.node.assembly import Assembly, Complete, Key
 from meshnn.node.carrier import Ground, Load
-from meshnn.node.slices import Array, Parcel, Passage, parcels
+from meshnn.node.inputs import Arrival
+from meshnn.node.slices import Array, Parcel, Passage, dealt, parcel_of
+from meshnn.node.ways import RouteBook, Site, Ways
 from meshnn.plan import boxes
 from meshnn.plan.messages import Failed, StageTime
-from meshnn.plan.outline import Outline, outline
-from meshnn.plan.plan import Epoch, Group, Plan, Recipe, Stage
-from meshnn.plan.routes import ORIGIN, Routes, derive
+from meshnn.plan.plan import Recipe
+from meshnn.plan.shipments import At
 from meshnn.telemetry import logger
 
 # How much a new stage time weighs in the running mean.
 EWMA_WEIGHT = 0.2
-ROUTES_LIMIT = 128
-# A cancelled attempt may still be inside when its successor comes: room for both.
-WINDOWS = 2
 # Characters of a reason: a runtime may tell long stories.
 MESSAGE_LIMIT = 1000
 
@@ -50,57 +45,11 @@ class Home(Protocol):
     def on_arrival(self, passage: Passage, arrival: Arrival) -> None:
         """A slice of an answer for a request of this device."""
 
+    def admits(self, passage: Passage, source: At, address: At) -> bool:
+        """Whether a slice of an answer, in a parcel with this address, may come in."""
+
     def on_failed(self, reporter: DeviceId, message: Failed) -> None:
         """An attempt of a request of this device ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ways:
-    """One choice of lane and groups: its routes, and what each (stage, part) must have; the origin's stands last."""
-
-    model: Outline
-    routes: Routes
-    targets: dict[tuple[int, int], Target]
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where a slice belongs: the ways of its attempt, the stages and groups chosen, the shard's recipe and handle."""
-
-    ways: Ways
-    stages: tuple[Stage, ...]
-    groups: tuple[Group, ...]
-    recipe: Recipe
-    handle: int
-    target: Target
-
-
-class RouteBook:
-    """The ways of lately used attempts, so that they are derived once per choice of lane and groups."""
-
-    def __init__(self) -> None:
-        """Empty."""
-        self._known: OrderedDict[tuple[str, Epoch, int, tuple[int, ...]], Ways] = OrderedDict()
-
-    def ways(self, plan: Plan, card: Card, lane: int, groups: tuple[int, ...]) -> Ways:
-        """The ways of a choice. UsageError or NoPlanError where the choice does not fit the plan."""
-        if not 0 <= lane < len(plan.lanes):
-            raise UsageError(f"lane {lane} chosen where the plan has {len(plan.lanes)}")
-        key = (plan.model, plan.epoch, lane, groups)
-        found = self._known.get(key)
-        if found is None:
-            model = outline(card)
-            routes = derive(model, plan.lanes[lane], groups)
-            targets = {
-                at: Target(
-                    needs, {need.tensor: model.tensor(need.tensor).dtype for need in needs}, WINDOWS * plan.window
-                )
-                for at, needs in routes.needs.items()
-            }
-            found = self._known[key] = Ways(model, routes, targets)
-            if len(self._known) > ROUTES_LIMIT:
-                self._known.popitem(last=False)
-        return found
 
 
 class Pipeline:
@@ -140,67 +89,111 @@ class Pipeline:
         """End every run and every hand-on."""
         await self._tasks.stop()
 
-    def on_arrival(self, passage: Passage, key: tuple[int, int], arrival: Arrival, deadline: float) -> None:
-        """A slice for shard `key` (stage, part) of this device; what cannot be taken is told to the origin."""
-        now = self._clock()
-        slot = Key(passage, *key)
+    def on_parcel(
+        self,
+        passage: Passage,
+        source: At,
+        parcel: Parcel,
+        deadline: float,
+        received_bytes: int = 0,
+        times: tuple[StageTime, ...] = (),
+    ) -> None:
+        """A parcel is here, whole: everybody on this device who reads of it gets a part; trouble goes to the origin.
+
+        `received_bytes`, what came over the network for it, count with the shard that it is addressed to.
+        """
+        address = (parcel.stage, parcel.part)
+        try:
+            ways = self.ways(passage)
+            shipment = ways.shipment(source, address, passage.origin)
+            if shipment is None:
+                raise PeerError(f"shard {source} sends nothing to shard {address}")
+            for at, pieces in dealt(shipment, parcel.pieces):
+                arrival = Arrival(source, address, pieces, received_bytes if at == address else 0, times)
+                if at != ways.end:
+                    self._on_arrival(passage, at, arrival, deadline)
+                elif self.home is not None:
+                    self.home.on_arrival(passage, arrival)
+        except PeerError as error:
+            _log.warning("slice refused", request=passage.request, source=source, reason=str(error))
+        except MeshError as error:
+            if not self._assembly.superseded(Key(passage, *address)):
+                self.report(passage, address[0], error)
+
+    def _on_arrival(self, passage: Passage, at: At, arrival: Arrival, deadline: float) -> None:
+        """A slice for one shard of this device; what cannot be taken is told to the origin."""
+        slot = Key(passage, *at)
         if self._assembly.superseded(slot):
             return
         try:
-            site = self.site(passage, *key)
+            site = self.site(passage, *at)
             if passage.attempt > 1:
                 # One attempt of a request at a time: the origin has given up the earlier ones.
                 self.cancel(passage.origin, passage.request, passage.attempt - 1)
-            complete = self._assembly.add(slot, site.target, arrival, deadline, now)
+            complete = self._assembly.add(slot, site.target, arrival, deadline, self._clock())
         except PeerError as error:
             _log.warning("slice refused", request=passage.request, source=arrival.source, reason=str(error))
         except MeshError as error:
-            self.report(passage, key[0], error)
+            self.report(passage, at[0], error)
         else:
             if complete is not None:
-                self._tasks.spawn(self._fire(site, complete), f"{passage.request}.{key[0]}")
+                self._tasks.spawn(self._fire(site, complete), f"{passage.request}.{at[0]}")
 
-    def site(self, passage: Passage, stage: int, part: int) -> Site:
-        """Where a slice belongs. StaleEpochError for what this node does not serve, PeerError for nonsense."""
+    def ways(self, passage: Passage) -> Ways:
+        """The way of an attempt. StaleEpochError for a plan that this node does not serve, PeerError for nonsense."""
         plan = self._served.plan(passage.model, passage.epoch)
         card = self._served.card(plan.digest) if plan else None
         if plan is None or card is None:
             raise StaleEpochError(f"plan {passage.epoch} is not served here")
         try:
-            ways = self._routes.ways(plan, card, passage.lane, passage.groups)
+            return self._routes.ways(plan, card, passage.lane, passage.groups)
         except MeshError as error:
             raise PeerError(f"a slice of plan {passage.epoch} makes no sense: {error}") from error
-        stages = plan.lanes[passage.lane].stages
-        groups = tuple(one.groups[index] for one, index in zip(stages, passage.groups, strict=True))
-        if not (0 <= stage < len(stages) and 0 <= part < len(groups[stage].shards)):
+
+    def site(self, passage: Passage, stage: int, part: int) -> Site:
+        """Where a slice belongs. StaleEpochError for what this node does not serve, PeerError for nonsense."""
+        ways = self.ways(passage)
+        if not (0 <= stage < len(ways.groups) and 0 <= part < len(ways.groups[stage].shards)):
             raise PeerError(f"a slice for shard {stage}.{part}, which the plan does not have")
-        group = groups[stage]
-        if group.shards[part].device != self._me:
+        shard = ways.groups[stage].shards[part]
+        if shard.device != self._me:
             raise PeerError(f"a slice for shard {stage}.{part}, which is another device's")
-        if group.shards[part].boot != self._boot:
+        if shard.boot != self._boot:
             raise StaleEpochError(f"plan {passage.epoch} means an earlier life of this device")
-        recipe = Recipe(plan.digest, stages[stage].first, stages[stage].last, group.split, part, group.shares)
+        recipe = ways.recipe(stage, part)
         handle = self._served.handle(recipe)
         if handle is None:
             raise StaleEpochError(f"the shard of plan {passage.epoch} is not loaded here")
-        return Site(ways, stages, groups, recipe, handle, ways.targets[stage, part])
+        return Site(ways, recipe, handle, ways.target((stage, part), passage.origin))
 
-    def admits(self, passage: Passage, key: tuple[int, int], source: tuple[int, int], size_bytes: int) -> bool:
-        """Whether a payload may be read for shard `key`; the origin hears why not."""
-        slot = Key(passage, *key)
-        if not self._assembly.wants(slot, source):
-            return False
+    def admits(self, passage: Passage, source: At, address: At) -> bool:
+        """Whether the payload of a parcel may be read: somebody here wants it, and all who do have room."""
         try:
-            site = self.site(passage, *key)
-            if not self._assembly.has_room(slot, site.target.limit, size_bytes):
-                raise BusyError("this device has no room for more work of this plan")
+            return self._wanted(passage, source, address)
         except PeerError as error:
             _log.warning("slice refused", request=passage.request, source=source, reason=str(error))
-            return False
         except MeshError as error:
-            self.report(passage, key[0], error)
+            self.report(passage, address[0], error)
+        return False
+
+    def _wanted(self, passage: Passage, source: At, address: At) -> bool:
+        """The answer of `admits`; BusyError, StaleEpochError, PeerError."""
+        if self._assembly.superseded(Key(passage, *address)) and passage.origin != self._me:
             return False
-        return True
+        ways = self.ways(passage)
+        shipment = ways.shipment(source, address, passage.origin)
+        if shipment is None:
+            raise PeerError(f"shard {source} sends nothing to shard {address}")
+        wanted = False
+        for reader in shipment.readers:
+            slot = Key(passage, *reader.at)
+            if reader.at == ways.end:
+                wanted = wanted or (self.home is not None and self.home.admits(passage, source, address))
+            elif self._assembly.wants(slot, source, address):
+                if not self._assembly.has_room(slot, self.site(passage, *reader.at).target):
+                    raise BusyError("this device has no room for more work of this plan")
+                wanted = True
+        return wanted
 
     def cancel(self, origin: DeviceId, request: str, attempt: int) -> None:
         """Attempts of this request up to this one are over."""
@@ -229,12 +222,11 @@ class Pipeline:
         key = complete.key
         try:
             async with self._slots:
-                if self._assembly.superseded(key) or self._clock() >= complete.deadline:
+                if self._clock() >= complete.deadline or not self._assembly.begin(key):
                     return
-                # The fragment's own order: what the file's inputs are, by tensor index of the whole model.
-                order = site.ways.model.fragment_inputs(site.recipe.first, site.recipe.last)
-                inputs = [complete.tensors[tensor] for tensor in order if tensor in complete.tensors]
-                arrays, compute_s = await self._engine.run(site.handle, inputs)
+                arrays, compute_s = await self._engine.run(site.handle, _inputs(site, complete))
+            # The engine has copied the inputs: their memory is free before the outputs have left.
+            self._assembly.spend(key)
             self._observe(site.recipe, compute_s * 1000)
             if not self._assembly.superseded(key):
                 time = StageTime(key.stage, key.part, self._me, compute_s * 1000, complete.received_bytes)
@@ -251,19 +243,22 @@ class Pipeline:
         self, site: Site, complete: Complete, arrays: Sequence[Array], times: tuple[StageTime, ...]
     ) -> None:
         """Send a shard's outputs to whoever needs them; what stays on this device stays in memory."""
-        key = complete.key
-        source = (key.stage, key.part)
-        order = site.ways.model.fragment_outputs(site.recipe.first, site.recipe.last)
-        have = partial(boxes.have, site.ways.model, site.stages[key.stage], site.groups[key.stage], key.part)
+        key, ways = complete.key, site.ways
+        source, passage = (key.stage, key.part), key.passage
+        order = ways.model.fragment_outputs(site.recipe.first, site.recipe.last)
+        have = partial(boxes.have, ways.model, ways.stages[key.stage], ways.groups[key.stage], key.part)
         bases = {tensor: base for tensor in order if (base := have(tensor)) is not None}
         outputs = dict(zip(bases, arrays, strict=True))
         loads = []
-        for parcel in parcels(site.ways.routes, source, outputs, bases):
-            device = self._receiver(site, key.passage, parcel)
-            if device == self._me:
-                self._deliver(key.passage, parcel, Arrival(source, parcel.pieces, 0, times), complete.deadline)
-            else:
-                loads.append(Load(key.passage, parcel, source, device, complete.deadline, times))
+        for shipment in ways.traffic.sent(source, passage.origin):
+            parcel = parcel_of(shipment, outputs, bases)
+            device = ways.traffic.device(shipment.address, passage.origin)
+            if device != self._me:
+                loads.append(Load(passage, parcel, source, device, complete.deadline, times))
+            elif shipment.address != ways.end:
+                self.on_parcel(passage, source, parcel, complete.deadline, 0, times)
+            elif self.home is not None:
+                self.home.on_arrival(passage, Arrival(source, ways.end, parcel.pieces, 0, times))
         async with asyncio.TaskGroup() as sending:
             for load in loads:
                 sending.create_task(self._carry(load))
@@ -277,19 +272,6 @@ class Pipeline:
         except MeshError as error:
             self.report(load.passage, load.source[0], error)
 
-    def _receiver(self, site: Site, passage: Passage, parcel: Parcel) -> DeviceId:
-        """The device that a parcel is for."""
-        if parcel.stage == site.ways.routes.stages:
-            return passage.origin
-        return site.groups[parcel.stage].shards[parcel.part].device
-
-    def _deliver(self, passage: Passage, parcel: Parcel, arrival: Arrival, deadline: float) -> None:
-        """Hand a parcel over within this device."""
-        if parcel.stage < len(passage.groups):
-            self.on_arrival(passage, (parcel.stage, parcel.part), arrival, deadline)
-        elif self.home is not None and passage.origin_boot == self._boot:
-            self.home.on_arrival(passage, arrival)
-
     def _observe(self, recipe: Recipe, compute_ms: float) -> None:
         """Keep the running mean of a shard's time; shards that are gone are forgotten."""
         known = self._stage_ms.get(recipe, compute_ms)
@@ -298,12 +280,7 @@ class Pipeline:
             del self._stage_ms[other]
 
 
-def is_sender(site: Site, passage: Passage, source: tuple[int, int], device: DeviceId, boot: BootId) -> bool:
-    """Whether this device in this life is the shard (or origin) that a slice says it comes from."""
-    stage, part = source
-    if stage == ORIGIN:
-        return (device, boot) == (passage.origin, passage.origin_boot)
-    if not (0 <= stage < len(site.groups) and 0 <= part < len(site.groups[stage].shards)):
-        return False
-    shard = site.groups[stage].shards[part]
-    return (shard.device, shard.boot) == (device, boot)
+def _inputs(site: Site, complete: Complete) -> list[Array]:
+    """A shard's inputs in the order of its file: that of the fragment, by tensor index of the whole model."""
+    order = site.ways.model.fragment_inputs(site.recipe.first, site.recipe.last)
+    return [complete.tensors[tensor] for tensor in order if tensor in complete.tensors]

@@ -12,7 +12,7 @@ from meshnn.node.effects import Changed, Effect, PlansChanged, Send, note
 from meshnn.node.shards import Level, Shards, State, Wanted
 from meshnn.plan.messages import Activate, Fetch, Prepare, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import Epoch, Plan, PlanSet, Recipe
-from meshnn.plan.ranges import memory_bytes
+from meshnn.plan.ranges import shard_memory
 from meshnn.plan.verify import check_form
 
 # How long a replaced plan stays servable for the requests inside it, in seconds.
@@ -273,10 +273,9 @@ class PlanBook:
             if card is None:
                 continue
             level = spare if plan.epoch.absent else main
-            for recipe in plan.recipes_of(self._me):
-                if recipe in entry.files:
-                    cost_bytes = memory_bytes(card, recipe, plan.window)
-                    wishes.append(Wanted(entry.files[recipe], level, cost_bytes, plan.model, rank))
+            costs = shard_memory(card, plan, self._me)
+            mine = [recipe for recipe in plan.recipes_of(self._me) if recipe in entry.files]
+            wishes += [Wanted(entry.files[recipe], level, costs[recipe], plan.model, rank) for recipe in mine]
         return wishes
 
     def _report(self) -> list[Effect]:

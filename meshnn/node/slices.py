@@ -1,8 +1,8 @@
-"""Slices of tensors: cut from what a shard made, one parcel per destination, and read back from a payload. Pure."""
+"""Slices of tensors: cut from what a shard made, packed into parcels, read back, dealt out to their readers. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from meshnn.errors import PeerError
 from meshnn.plan.boxes import Box
 from meshnn.plan.messages import Slice, StageTime, TensorPart
 from meshnn.plan.plan import Epoch
-from meshnn.plan.routes import ORIGIN, Routes
+from meshnn.plan.shipments import At, Shipment
 from meshnn.wire.tensor import payload_buffers, tensor_views
 
 Array = NDArray[np.generic]
@@ -30,7 +30,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """All that one shard (or the origin, stage -1) sends to shard (stage, part) for one attempt."""
+    """What one shard (or the origin, stage -1) sends in one frame for one attempt, addressed to shard (stage, part).
+
+    Other shards on the same device may read of it too: `plan.shipments` says which.
+    """
 
     stage: int
     part: int
@@ -65,23 +68,23 @@ def passage_of(header: Slice) -> Passage:
     )
 
 
-def parcels(
-    routes: Routes, source: tuple[int, int], arrays: Mapping[int, Array], bases: Mapping[int, Box]
-) -> tuple[Parcel, ...]:
-    """What (stage, part) `source` sends, one parcel per destination in (stage, part) order.
+def parcel_of(shipment: Shipment, arrays: Mapping[int, Array], bases: Mapping[int, Box]) -> Parcel:
+    """The parcel of a shipment: views of its source's outputs.
 
-    `arrays` are its outputs by tensor index, `bases` the boxes they are of the whole tensors; a tensor without a base
-    is whole. From the origin a shard that reads nothing gets an empty parcel, so that it fires.
+    `arrays` are these outputs by tensor index, `bases` the boxes they are of the whole tensors; a tensor without a base
+    is whole.
     """
-    found: dict[tuple[int, int], list[Piece]] = {}
-    for give in routes.gives[source]:
-        array = cut(arrays[give.tensor], bases.get(give.tensor), give.box)
-        found.setdefault((give.stage, give.part), []).append(Piece(give.tensor, give.box, array))
-    if source[0] == ORIGIN:
-        for key in routes.needs:
-            if not routes.sources_of(*key):
-                found.setdefault(key, [])
-    return tuple(Parcel(stage, part, tuple(found[stage, part])) for stage, part in sorted(found))
+    pieces = tuple(Piece(tensor, box, cut(arrays[tensor], bases.get(tensor), box)) for tensor, box in shipment.boxes)
+    return Parcel(*shipment.address, pieces)
+
+
+def dealt(shipment: Shipment, pieces: Sequence[Piece]) -> Iterator[tuple[At, tuple[Piece, ...]]]:
+    """Who reads what of the pieces of a parcel: views of them. PeerError where it is not what the plan says."""
+    if tuple((piece.tensor, piece.box) for piece in pieces) != shipment.boxes:
+        raise PeerError(f"shard {shipment.source} sent other slices than the plan says")
+    for reader in shipment.readers:
+        taken = [(pieces[place], box) for place, box in reader.takes]
+        yield reader.at, tuple(Piece(piece.tensor, box, cut(piece.array, piece.box, box)) for piece, box in taken)
 
 
 def cut(array: Array, base: Box | None, box: Box) -> Array:

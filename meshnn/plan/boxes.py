@@ -54,6 +54,14 @@ def size_bytes(model: Outline, index: int, box: Box) -> int:
     return entry.size_bytes * volume(box) // elements if elements else 0
 
 
+def held_bytes(model: Outline, index: int, box: Box, copies: int = 1) -> int:
+    """What an assembly may hold of tensor `index` for one request: the one formula of planner and node.
+
+    `copies` is the number of addends where the tensor comes as such: any of them may have to wait for its turn.
+    """
+    return copies * size_bytes(model, index, box)
+
+
 def have(model: Outline, stage: Stage, group: Group, part: int, index: int) -> Box | None:
     """The box of tensor `index` that this shard makes; None where it makes none of it. NoPlanError where refused."""
     if _unsplit(group, part):

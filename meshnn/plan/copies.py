@@ -13,7 +13,7 @@ from meshnn.cluster.member import DeviceId
 from meshnn.plan.devices import DeviceInfo
 from meshnn.plan.outline import Outline
 from meshnn.plan.plan import Plan, Recipe
-from meshnn.plan.ranges import memory_bytes
+from meshnn.plan.ranges import shard_memory
 
 # Places tried before a search is given up: some seconds of one processor, far beyond what plans of a home need.
 STEPS_MAX = 100_000
@@ -45,12 +45,13 @@ def second_copies(
     placed: dict[Copy, DeviceInfo] = {}
     items: list[_Item] = []
     for dead in deaths:
+        sizes = shard_memory(model, main, dead)
         for recipe in main.recipes_of(dead):
             holder = next((info for info in devices if info.device != dead and recipe in held[info.device]), None)
             if holder is not None:
                 placed[dead, recipe] = holder
             else:
-                items.append(_Item(dead, recipe, memory_bytes(model, recipe, main.window)))
+                items.append(_Item(dead, recipe, sizes[recipe]))
     # The largest first; of one recipe on several devices the places come one after the other, so that copies meet.
     items.sort(key=lambda item: (-item.size, item.recipe, item.dead))
     if len(items) > ITEMS_MAX:

@@ -14,8 +14,9 @@ from meshnn.plan import boxes
 from meshnn.plan.devices import DeviceInfo, Links, asking_weights, by_id
 from meshnn.plan.outline import Model, Outline, outline
 from meshnn.plan.plan import Group, Lane, Plan, Recipe, Stage
-from meshnn.plan.ranges import memory_bytes, plan_memory
-from meshnn.plan.routes import ORIGIN, Routes, derive, ways
+from meshnn.plan.ranges import plan_memory, shard_memory
+from meshnn.plan.routes import ORIGIN, derive, ways
+from meshnn.plan.shipments import At, Shipment, Traffic
 
 # The most ways through a plan (lanes x groups) that one prediction follows.
 WAYS_MAX = 64
@@ -59,9 +60,10 @@ class _Run:
     up: dict[DeviceId, float] = field(default_factory=dict)
     down: dict[DeviceId, float] = field(default_factory=dict)
     load: dict[tuple[str, DeviceId], float] = field(default_factory=dict)
+    arrived: dict[tuple[At, At], float] = field(default_factory=dict)
     air_bytes: int = 0
 
-    def carry(self, sender: DeviceId, receiver: DeviceId, source: tuple[int, int], size_bytes: int) -> float:
+    def carry(self, sender: DeviceId, receiver: DeviceId, source: At, size_bytes: int) -> float:
         """When `size_bytes` made by shard `source` have arrived; a device sends, and receives, one thing at a time."""
         if sender == receiver:
             return self.done[source]
@@ -105,7 +107,8 @@ def predict(
     heaviest = heapq.nlargest(WAYS_MAX, ways(plan), key=lambda way: way[2])
     counted = sum(share for _, _, share in heaviest)
     for lane, groups, share in heaviest:
-        way = _Way(model, plan.lanes[lane], lane, groups, derive(model, plan.lanes[lane], groups), known)
+        traffic = Traffic(derive(model, plan.lanes[lane], groups))
+        way = _Way(model, plan.lanes[lane], lane, groups, traffic, known)
         for origin, weight in origins.items():
             totals.add(_Run(links, origin), way, weight * share / counted)
     busiest = max(max(totals.load.values(), default=0.0), totals.latency_ms / plan.window, 1e-9)
@@ -116,13 +119,13 @@ def predict(
 
 @dataclass(frozen=True)
 class _Way:
-    """One way through a plan: a lane with a choice of groups, and its routes."""
+    """One way through a plan: a lane with a choice of groups, and what travels."""
 
     model: Outline
     lane: Lane
     number: int
     groups: tuple[int, ...]
-    routes: Routes
+    traffic: Traffic
     known: dict[DeviceId, DeviceInfo]
 
     def device(self, stage: int, part: int, origin: DeviceId) -> DeviceId:
@@ -130,6 +133,15 @@ class _Way:
         if stage in (ORIGIN, len(self.groups)):
             return origin
         return self.lane.stages[stage].groups[self.groups[stage]].shards[part].device
+
+    def size_bytes(self, shipment: Shipment) -> int:
+        """The bytes of a shipment."""
+        return sum(boxes.size_bytes(self.model, tensor, box) for tensor, box in shipment.boxes)
+
+    def input_bytes(self, stage: int, part: int) -> int:
+        """The bytes that a shard reads, addends each counted."""
+        needs = self.traffic.routes.needs[stage, part]
+        return sum(boxes.held_bytes(self.model, need.tensor, need.box, need.copies) for need in needs)
 
     def compute_ms(self, stage: int, part: int) -> float:
         """The computing time of a shard on its device; 0 for the origin's end."""
@@ -152,43 +164,46 @@ class _Totals:
 
     def add(self, run: _Run, way: _Way, weight: float) -> None:
         """Follow one request and add what it costs, `weight` times."""
-        for stage, part in sorted(key for key in way.routes.needs):
-            ready, size_bytes = self._arrival(run, way, stage, part)
+        routes = way.traffic.routes
+        for stage, part in sorted(routes.needs):
+            ready = self._ready(run, way, (stage, part))
             device = way.device(stage, part, run.origin)
             spent = way.compute_ms(stage, part)
             run.done[stage, part] = run.compute(device, ready, spent)
-            if stage < way.routes.stages:
-                made = max(run.done[source] for source in way.routes.sources_of(stage, part))
+            if stage < routes.stages:
+                made = max((run.done[source] for source in routes.sources_of(stage, part)), default=0.0)
                 key = (way.number, stage, way.groups[stage], part)
-                cost = ShardCost(*key, device, spent, 0.0, size_bytes)
+                cost = ShardCost(*key, device, spent, 0.0, way.input_bytes(stage, part))
                 before = self.parts.get(key, (0.0, 0.0, cost))
                 self.parts[key] = (before[0] + weight, before[1] + weight * (ready - made), cost)
-        self.latency_ms += weight * run.done[way.routes.stages, 0]
+        self.latency_ms += weight * run.done[routes.stages, 0]
         self.air_bytes += weight * run.air_bytes
         for what, spent in run.load.items():
             self.load[what] = self.load.get(what, 0.0) + weight * spent
 
-    def _arrival(self, run: _Run, way: _Way, stage: int, part: int) -> tuple[float, int]:
-        """When all that a shard needs is there, and its bytes. Sources that end first send first."""
-        sizes: dict[tuple[int, int], int] = {}
-        for need in way.routes.needs[stage, part]:
-            for source in need.sources:
-                key = (source.stage, source.part)
-                sizes[key] = sizes.get(key, 0) + boxes.size_bytes(way.model, need.tensor, source.box)
+    def _ready(self, run: _Run, way: _Way, at: At) -> float:
+        """When all that a shard needs is there. Sources that end first send first, to each device what it lacks."""
+        receiver = way.device(*at, run.origin)
         ready = 0.0
-        for key in sorted(sizes, key=lambda source: (run.done[source], source)):
-            sender, receiver = way.device(*key, run.origin), way.device(stage, part, run.origin)
-            ready = max(ready, run.carry(sender, receiver, key, sizes[key]))
-        return ready, sum(sizes.values())
+        due = sorted(way.traffic.received(at, run.origin), key=lambda one: (run.done[one.source], one.source))
+        for shipment in due:
+            key = (shipment.source, shipment.address)
+            if shipment.address == at:
+                sender = way.device(*shipment.source, run.origin)
+                run.arrived[key] = run.carry(sender, receiver, shipment.source, way.size_bytes(shipment))
+            # What a neighbour on the device reads too has come with its parcel: neighbours are followed in order.
+            ready = max(ready, run.arrived[key])
+        return ready
 
     def shards(self, model: Outline, plan: Plan) -> tuple[ShardCost, ...]:
         """The cost of every shard, in lane, stage, group and part order."""
         found = []
+        sizes = {device: shard_memory(model, plan, device) for device in plan.devices()}
         for key, (weight, waited, cost) in sorted(self.parts.items()):
             lane, stage, group, part = key
             entry = plan.lanes[lane].stages[stage]
             recipe = _recipe(plan, entry, entry.groups[group], part)
-            memory = memory_bytes(model, recipe, plan.window)
+            memory = sizes[cost.device][recipe]
             found.append(msgspec.structs.replace(cost, transfer_ms=waited / weight, memory_bytes=memory))
         return tuple(found)
 

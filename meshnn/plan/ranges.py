@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -20,31 +21,68 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 # The runtime repacks weights, so they are there twice.
 WEIGHT_COPIES = 2
+NO_ADDENDS: Mapping[int, int] = MappingProxyType({})
 
 
-def memory_bytes(card: Model, recipe: Recipe, window: int) -> int:
+def memory_bytes(card: Model, recipe: Recipe, window: int, addends: Mapping[int, int] = NO_ADDENDS) -> int:
     """What a device must have for one shard: 2 x weight bytes + activation arena + assembly for `window` requests.
 
     Nodes count with this before and after loading. NoPlanError for a split that is refused.
     """
     model = outline(card)
+    return base_bytes(model, recipe) + window * assembly_bytes(model, recipe, addends)
+
+
+def base_bytes(card: Model, recipe: Recipe) -> int:
+    """What a shard takes beside its assembly: 2 x weight bytes + activation arena."""
+    model = outline(card)
     stage, group = _alone(recipe)
-    return (
-        WEIGHT_COPIES * boxes.weight_bytes(model, stage, group, recipe.part)
-        + boxes.arena_bytes(model, stage, group, recipe.part)
-        + window * assembly_bytes(model, recipe)
-    )
+    weights = WEIGHT_COPIES * boxes.weight_bytes(model, stage, group, recipe.part)
+    return weights + boxes.arena_bytes(model, stage, group, recipe.part)
 
 
-def assembly_bytes(card: Model, recipe: Recipe) -> int:
-    """The bytes a shard receives for one request."""
+def assembly_bytes(card: Model, recipe: Recipe, addends: Mapping[int, int] = NO_ADDENDS) -> int:
+    """The most bytes that a node sets aside for one request's inputs of a shard.
+
+    `addends` says of each tensor that comes as partial sums in how many: all but one may have to wait.
+    """
     model = outline(card)
     stage, group = _alone(recipe)
     total = 0
     for index in dict.fromkeys(model.fragment_inputs(recipe.first, recipe.last)):
         box = boxes.want(model, stage, group, recipe.part, index)
-        total += boxes.size_bytes(model, index, box) if box is not None else 0
+        total += boxes.held_bytes(model, index, box, addends.get(index, 1)) if box is not None else 0
     return total
+
+
+def addends_before(card: Model, stages: Iterable[Stage]) -> dict[int, int]:
+    """Of each tensor that these stages give as partial sums: in how many addends, where groups differ the most."""
+    model = outline(card)
+    found: dict[int, int] = {}
+    for stage in stages:
+        count = max((len(group.shards) for group in stage.groups if boxes.sums(group)), default=0)
+        if count:
+            found.update(dict.fromkeys(model.fragment_outputs(stage.first, stage.last), count))
+    return found
+
+
+def shard_memory(card: Model, plan: Plan, device: DeviceId) -> dict[Recipe, int]:
+    """The memory in bytes of each shard that a plan gives a device, by the one formula."""
+    model = outline(card)
+    rooms = _rooms(model, plan)
+    return {r: base_bytes(model, r) + plan.window * rooms[device, r] for r in plan.recipes_of(device)}
+
+
+def _rooms(model: Outline, plan: Plan) -> dict[tuple[DeviceId, Recipe], int]:
+    """`assembly_bytes` of every shard of a plan; where it stands in several lanes the most of them."""
+    found: dict[tuple[DeviceId, Recipe], int] = {}
+    for lane in plan.lanes:
+        addends = addends_before(model, lane.stages)
+        alone = Plan(plan.epoch, plan.model, plan.digest, (lane,))
+        for recipe, shard in dict.fromkeys(alone.placements()):
+            key = (shard.device, recipe)
+            found[key] = max(found.get(key, 0), assembly_bytes(model, recipe, addends))
+    return found
 
 
 def plan_memory(card: Model, plan: Plan) -> dict[DeviceId, int]:
@@ -58,21 +96,17 @@ def extra_memory(card: Model, plan: Plan, loaded: Iterable[Plan]) -> dict[Device
     A recipe that the device holds for one of them costs only the assembly of a wider window.
     """
     model = outline(card)
-    windows: dict[tuple[DeviceId, Recipe], int] = {}
+    held: dict[tuple[DeviceId, Recipe], int] = {}
     for other in loaded:
-        for recipe, shard in other.placements():
-            key = (shard.device, recipe)
-            windows[key] = max(windows.get(key, 0), other.window)
-    extra: dict[DeviceId, int] = {}
-    for device in plan.devices():
-        total = 0
-        for recipe in plan.recipes_of(device):
-            held = windows.get((device, recipe))
-            if held is None:
-                total += memory_bytes(model, recipe, plan.window)
-            else:
-                total += max(0, plan.window - held) * assembly_bytes(model, recipe)
-        extra[device] = total
+        for key, room in _rooms(model, other).items():
+            held[key] = max(held.get(key, 0), other.window * room)
+    extra = dict.fromkeys(plan.devices(), 0)
+    for (device, recipe), room in _rooms(model, plan).items():
+        known = held.get((device, recipe))
+        if known is None:
+            extra[device] += base_bytes(model, recipe) + plan.window * room
+        else:
+            extra[device] += max(0, plan.window * room - known)
     return extra
 
 

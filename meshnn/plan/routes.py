@@ -46,6 +46,11 @@ class Need:
     sums: bool = False
     activation: str = "NONE"
 
+    @property
+    def copies(self) -> int:
+        """How many times the box may have to be held at once: addends wait for their turn, pieces for nothing."""
+        return len(self.sources) if self.sums else 1
+
 
 @dataclass(frozen=True, slots=True)
 class Give:
@@ -59,11 +64,12 @@ class Give:
 
 @dataclass(frozen=True)
 class Routes:
-    """Every need and every give of one lane with one choice of groups, by (stage, part)."""
+    """Every need and every give of one lane with one choice of groups, by (stage, part); and where each shard is."""
 
     stages: int
     needs: dict[tuple[int, int], tuple[Need, ...]]
     gives: dict[tuple[int, int], tuple[Give, ...]]
+    devices: dict[tuple[int, int], DeviceId]
 
     def sources_of(self, stage: int, part: int) -> tuple[tuple[int, int], ...]:
         """The shards that send anything to this one, sorted: one slice message comes from each of them."""
@@ -86,7 +92,10 @@ def derive(card: Model, lane: Lane, groups: Sequence[int]) -> Routes:
         for need in wanted:
             for source in need.sources:
                 gives[source.stage, source.part].append(Give(need.tensor, source.box, stage, part))
-    return Routes(len(chosen), needs, {key: tuple(given) for key, given in gives.items()})
+    devices = {
+        (stage, part): shard.device for stage, group in enumerate(chosen) for part, shard in enumerate(group.shards)
+    }
+    return Routes(len(chosen), needs, {key: tuple(given) for key, given in gives.items()}, devices)
 
 
 def needs(card: Model, lane: Lane, groups: Sequence[int], stage: int, part: int) -> tuple[Need, ...]:

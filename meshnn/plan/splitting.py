@@ -18,7 +18,7 @@ from meshnn.plan.devices import DeviceInfo
 from meshnn.plan.outline import Outline
 from meshnn.plan.plan import Epoch, Group, Lane, Plan, Shard, Split, Stage
 from meshnn.plan.predict import Prediction
-from meshnn.plan.ranges import Table, candidate_cuts, memory_bytes
+from meshnn.plan.ranges import Table, addends_before, candidate_cuts, memory_bytes
 from meshnn.plan.solver import Problem, Solution, fits, prediction_of, share_of, solve, window_of
 from meshnn.plan.verify import check
 
@@ -274,7 +274,7 @@ class _Packing:
         plan = Plan(Epoch(0, self.problem.devices[0].device, 0), "", self.problem.card.digest, (Lane((stage,)),))
         recipe = plan.placements()[part][0]
         assert recipe.split == group.split
-        return memory_bytes(self.problem.card, recipe, self.window)
+        return memory_bytes(self.problem.card, recipe, self.window, addends_before(self.problem.card, self.stages))
 
 
 def forced(problem: Problem, epoch: Epoch) -> Solution | None:

@@ -103,6 +103,7 @@ class Node:
         self.plane = DataPlane(me, life, self.transport, self.engine, self.shelf, clock, limits)
         self.linked: set[DeviceId] = set()
         self.seen: list[msgspec.Struct] = []
+        self.received: list[Slice] = []
 
     async def serve(self, model: Model, plan: Plan) -> None:
         """Load this device's shards of a plan."""
@@ -140,7 +141,9 @@ class Node:
     def on_tensors(
         self, device_id: DeviceId, boot_id: BootId, meta_message: msgspec.Struct, payload: memoryview
     ) -> None:
-        """Tell the data plane."""
+        """Keep the header, and tell the data plane."""
+        assert isinstance(meta_message, Slice)
+        self.received.append(meta_message)
         self.plane.on_tensors(device_id, boot_id, meta_message, payload)
 
 
@@ -178,6 +181,11 @@ class Mesh:
         self._gone.append(self.nodes.pop(device))
         self._running.pop(device).cancel()
         await until(lambda: all(device not in node.linked for node in self.nodes.values()))
+
+    def air_bytes(self) -> int:
+        """The bytes of every tensor slice that crossed the network so far."""
+        headers = [header for node in (*self.nodes.values(), *self._gone) for header in node.received]
+        return sum(tensor.size_bytes for header in headers for tensor in header.tensors)
 
     async def serve(self, model: Model, plans: PlanSet) -> None:
         """Prepare a plan set everywhere, then activate it."""

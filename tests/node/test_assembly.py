@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshnn.errors import BusyError, PeerError
-from meshnn.node.assembly import REMEMBER_LIMIT, Arrival, Assembly, Complete, Key, Target
+from meshnn.node.assembly import PLACES, REMEMBER_LIMIT, Assembly, Complete, Key
+from meshnn.node.inputs import Arrival, Target
 from meshnn.node.slices import Array, Passage, Piece
 from meshnn.plan.boxes import Box, whole
 from meshnn.plan.messages import StageTime
 from meshnn.plan.plan import Epoch
 from meshnn.plan.routes import ORIGIN, Need, Source
+from meshnn.plan.shipments import At
 from tests.node.shelf import A, B, C, life
 
 LIMIT_BYTES = 1_000_000
@@ -36,9 +38,18 @@ def key(request: str = "r1", attempt: int = 1, stage: int = 1) -> Key:
     return Key(passage(request, attempt), stage, 0)
 
 
+# The shard that all keys here are for: every parcel is addressed to it unless a test says otherwise.
+HERE: At = (1, 0)
+
+
 def target(*needs: Need, limit: int = 4, dtype: str = "float32") -> Target:
-    """What these needs say."""
-    return Target(needs, {need.tensor: dtype for need in needs}, limit)
+    """What these needs say, each source's pieces in one parcel; a window of `limit`."""
+    owed: dict[tuple[At, At], tuple[tuple[int, Box], ...]] = {}
+    for need in needs:
+        for one_source in need.sources:
+            way = ((one_source.stage, one_source.part), HERE)
+            owed[way] = (*owed.get(way, ()), (need.tensor, one_source.box))
+    return Target(needs, {need.tensor: dtype for need in needs}, owed or {((ORIGIN, 0), HERE): ()}, limit)
 
 
 def one(tensor: int = 7, source: tuple[int, int] = (0, 0)) -> Need:
@@ -56,7 +67,7 @@ def cut(need: Need, part: int, array: Array = WHOLE) -> Arrival:
     """What part `part` of stage 0 sends for a need."""
     boxes = [source.box for source in need.sources if (source.stage, source.part) == (0, part)]
     pieces = tuple(Piece(need.tensor, box, array[tuple(slice(*extent) for extent in box)]) for box in boxes)
-    return Arrival((0, part), pieces, sum(piece.array.nbytes for piece in pieces))
+    return Arrival((0, part), HERE, pieces, sum(piece.array.nbytes for piece in pieces))
 
 
 def test_single_slice_is_used_where_it_was_received() -> None:
@@ -97,22 +108,23 @@ def test_sums_are_added_in_shard_order(order: tuple[int, ...]) -> None:
     addends.append(np.array([-1e8, 1e8, 3.0], np.float32))
     assembly, done = Assembly(LIMIT_BYTES), None
     for part in order:
-        arrival = Arrival((0, part), (Piece(7, ((0, 3),), addends[part]),))
+        arrival = Arrival((0, part), HERE, (Piece(7, ((0, 3),), addends[part]),))
         done = assembly.add(key(), target(need), arrival, 10.0, 0.0)
     assert done is not None
     assert done.tensors[7].tobytes() == ((addends[0] + addends[1]) + addends[2]).tobytes()
 
 
-@pytest.mark.parametrize(("order", "most"), [((0, 1, 2, 3), 2), ((3, 2, 1, 0), 4), ((1, 0, 3, 2), 3)])
-def test_addends_are_added_as_soon_as_their_turn_comes(order: tuple[int, ...], most: int) -> None:
-    """Of partial sums only the total and what waits for its turn is held; in shard order that is one tensor."""
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2)])
+def test_addends_are_added_as_soon_as_their_turn_comes(order: tuple[int, ...]) -> None:
+    """All addends may have to wait, so all are paid for; once added they take the room of one tensor."""
     need = Need(7, whole(SHAPE), tuple(Source(0, part, whole(SHAPE)) for part in range(4)), sums=True)
-    assembly, done = Assembly(most * WHOLE.nbytes), None
+    assembly, done = Assembly(4 * WHOLE.nbytes), None
+    assert not Assembly(4 * WHOLE.nbytes - 1).has_room(key(), target(need))
     for part in order:
-        assert assembly.has_room(key(), 4, WHOLE.nbytes)
+        assert assembly.has_room(key(), target(need))
         done = assembly.add(key(), target(need), cut(need, part), 10.0, 0.0)
+        assert assembly.held_bytes == (WHOLE.nbytes if done else 4 * WHOLE.nbytes)
     assert done is not None
-    assert assembly.held_bytes == WHOLE.nbytes
     assert np.array_equal(done.tensors[7], 4 * WHOLE)
     assembly.finish(key())
     assert assembly.held_bytes == 0
@@ -127,7 +139,9 @@ def test_the_activation_is_applied_once_to_the_sum(activation: str) -> None:
     kept = [addend.copy() for addend in addends]
     assembly, done = Assembly(LIMIT_BYTES), None
     for part in (1, 0):
-        done = assembly.add(key(), target(need), Arrival((0, part), (Piece(7, ((0, 4),), addends[part]),)), 10.0, 0.0)
+        done = assembly.add(
+            key(), target(need), Arrival((0, part), HERE, (Piece(7, ((0, 4),), addends[part]),)), 10.0, 0.0
+        )
     assert done is not None
     assert np.array_equal(done.tensors[7], np.clip(addends[0] + addends[1], *limits))
     assert all(np.array_equal(one, other) for one, other in zip(addends, kept, strict=True))
@@ -138,7 +152,7 @@ def test_several_tensors_from_several_stages() -> None:
     needs = (one(7, (0, 0)), one(3, (ORIGIN, 0)))
     assembly = Assembly(LIMIT_BYTES)
     assert assembly.add(key(), target(*needs), cut(needs[0], 0), 10.0, 0.0) is None
-    late = Arrival((ORIGIN, 0), (Piece(3, whole(SHAPE), WHOLE),))
+    late = Arrival((ORIGIN, 0), HERE, (Piece(3, whole(SHAPE), WHOLE),))
     done = assembly.add(key(), target(*needs), late, 10.0, 0.0)
     assert done is not None
     assert sorted(done.tensors) == [3, 7]
@@ -146,7 +160,7 @@ def test_several_tensors_from_several_stages() -> None:
 
 def test_shard_that_reads_nothing_fires_when_the_origin_says_so() -> None:
     """Without needs an empty slice from the origin is the whole input."""
-    done = Assembly(LIMIT_BYTES).add(key(), target(), Arrival((ORIGIN, 0), ()), 10.0, 0.0)
+    done = Assembly(LIMIT_BYTES).add(key(), target(), Arrival((ORIGIN, 0), HERE, ()), 10.0, 0.0)
     assert done is not None
     assert done.tensors == {}
 
@@ -196,26 +210,81 @@ def test_cancel_concerns_one_request_of_one_origin() -> None:
     assert assembly.add(key("r2"), target(need), cut(need, 1), 10.0, 0.0) is not None
 
 
-def test_running_attempt_keeps_its_place_until_it_is_finished() -> None:
-    """Memory in use is not given away because the attempt was cancelled meanwhile."""
+def test_what_runs_keeps_its_memory_and_what_waits_for_its_run_does_not() -> None:
+    """A cancelled attempt is gone at once, arrays and all, unless the engine has it: then it stays until its end."""
     assembly = Assembly(LIMIT_BYTES)
-    assembly.add(key(), target(one()), cut(one(), 0), 10.0, 0.0)
+    waiting = assembly.add(key("r1"), target(one()), cut(one(), 0), 10.0, 0.0)
+    assembly.add(key("r2"), target(one()), cut(one(), 0), 10.0, 0.0)
+    assert assembly.begin(key("r2"))
     assembly.cancel(A, "r1", 1, 0.0)
-    assert assembly.held_bytes == WHOLE.nbytes
+    assembly.cancel(A, "r2", 1, 0.0)
+    assert waiting is not None
+    assert not waiting.tensors
+    assert not assembly.begin(key("r1"))
+    assert (assembly.keys, assembly.held_bytes) == ((key("r2"),), WHOLE.nbytes)
     for _ in range(2):
-        assembly.finish(key())
-    assert assembly.held_bytes == 0
-    assert not assembly.keys
+        assembly.finish(key("r2"))
+    assert (assembly.keys, assembly.held_bytes) == ((), 0)
+
+
+def test_inputs_that_were_run_are_given_back_before_the_outputs_have_left() -> None:
+    """`spend` frees the memory, once, and makes room for the next; the place is free after `finish`."""
+    assembly = Assembly(LIMIT_BYTES)
+    done = assembly.add(key("r1"), target(one(), limit=1), cut(one(), 0), 10.0, 0.0)
+    assert done is not None
+    assert assembly.begin(key("r1"))
+    for _ in range(2):
+        assembly.spend(key("r1"))
+    assert (assembly.held_bytes, assembly.in_flight(Epoch(1, A, 1)), dict(done.tensors)) == (0, 1, {})
+    assert assembly.add(key("r2"), target(one(), limit=1), cut(one(), 0), 10.0, 0.0) is not None
+    assembly.finish(key("r1"))
+    assert (assembly.held_bytes, assembly.in_flight(Epoch(1, A, 1))) == (WHOLE.nbytes, 1)
 
 
 def test_window_is_kept_and_freed() -> None:
-    """No more attempts inside than the target's limit; a finished one makes room."""
+    """No more input sets with memory than the window; one that has run makes room."""
     assembly = Assembly(LIMIT_BYTES)
     assert assembly.add(key("r1"), target(one(), limit=1), cut(one(), 0), 10.0, 0.0) is not None
     with pytest.raises(BusyError):
         assembly.add(key("r2"), target(one(), limit=1), cut(one(), 0), 10.0, 0.0)
     assembly.finish(key("r1"))
     assert assembly.add(key("r2"), target(one(), limit=1), cut(one(), 0), 10.0, 0.0) is not None
+
+
+def test_what_has_run_and_was_not_handed_on_is_bounded_too() -> None:
+    """Outputs that wait for a slow link hold places: twice the window of them, then the next is turned away."""
+    assembly = Assembly(LIMIT_BYTES)
+    for number in range(PLACES):
+        assert assembly.add(key(f"r{number}"), target(one(), limit=1), cut(one(), 0), 10.0, 0.0) is not None
+        assembly.spend(key(f"r{number}"))
+    assert not assembly.has_room(key("r9"), target(one(), limit=1))
+    assembly.finish(key("r0"))
+    assert assembly.has_room(key("r9"), target(one(), limit=1))
+
+
+def test_a_later_attempt_takes_the_room_of_the_one_it_replaces() -> None:
+    """In a full window the successor may come in, also before the cancel: but not in place of what the engine has."""
+    assembly, need = Assembly(LIMIT_BYTES), rows(0, 2, 4)
+    assembly.add(key(attempt=1), target(need, limit=1), cut(need, 0), 10.0, 0.0)
+    assert assembly.has_room(key(attempt=2), target(need, limit=1))
+    assert not assembly.has_room(key("r2", attempt=2), target(need, limit=1))
+    assembly.add(key(attempt=1), target(need, limit=1), cut(need, 1), 10.0, 0.0)
+    assert assembly.has_room(key(attempt=2), target(need, limit=1))
+    assembly.begin(key(attempt=1))
+    assert not assembly.has_room(key(attempt=2), target(need, limit=1))
+    with pytest.raises(BusyError):
+        assembly.add(key(attempt=2), target(need, limit=1), cut(need, 0), 10.0, 0.0)
+
+
+def test_shards_of_one_plan_have_windows_of_their_own() -> None:
+    """A full window of one shard is none of another's, and of the same shard under another plan neither."""
+    assembly = Assembly(LIMIT_BYTES)
+    first, second = (dataclasses.replace(target(one(), limit=1), slot=slot) for slot in ("first", "second"))
+    assembly.add(key("r1"), first, cut(one(), 0), 10.0, 0.0)
+    assert not assembly.has_room(key("r2"), first)
+    assert assembly.has_room(key("r2"), second)
+    other = Key(dataclasses.replace(passage("r2"), epoch=Epoch(2, A, 1)), 1, 0)
+    assert assembly.has_room(other, first)
 
 
 def test_second_slice_of_an_attempt_inside_is_taken_in_a_full_window() -> None:
@@ -232,7 +301,8 @@ def test_bytes_are_bounded() -> None:
     with pytest.raises(BusyError):
         assembly.add(key("r2"), target(one()), cut(one(), 0), 10.0, 0.0)
     assert assembly.held_bytes == WHOLE.nbytes
-    assert not assembly.has_room(key("r3"), 4, 1)
+    assert not assembly.has_room(key("r3"), target(one()))
+    assert assembly.has_room(key("r3"), target())
 
 
 def test_tensor_in_bands_is_counted_once() -> None:
@@ -289,15 +359,16 @@ def test_memory_of_what_is_over_is_bounded() -> None:
 @pytest.mark.parametrize(
     "arrival",
     [
-        Arrival((4, 0), (Piece(7, whole(SHAPE), WHOLE),)),
-        Arrival((0, 0), ()),
-        Arrival((0, 0), (Piece(8, whole(SHAPE), WHOLE),)),
-        Arrival((0, 0), (Piece(7, whole(SHAPE), WHOLE), Piece(7, whole(SHAPE), WHOLE))),
-        Arrival((0, 0), (Piece(7, ((0, 1), (0, 2), (0, 6), (0, 2)), WHOLE[:, :2]),)),
-        Arrival((0, 0), (Piece(7, whole(SHAPE), WHOLE.astype(np.int8)),)),
-        Arrival((0, 0), (Piece(7, whole(SHAPE), WHOLE.reshape(4, 12)),)),
+        Arrival((4, 0), HERE, (Piece(7, whole(SHAPE), WHOLE),)),
+        Arrival((0, 0), (2, 0), (Piece(7, whole(SHAPE), WHOLE),)),
+        Arrival((0, 0), HERE, ()),
+        Arrival((0, 0), HERE, (Piece(8, whole(SHAPE), WHOLE),)),
+        Arrival((0, 0), HERE, (Piece(7, whole(SHAPE), WHOLE), Piece(7, whole(SHAPE), WHOLE))),
+        Arrival((0, 0), HERE, (Piece(7, ((0, 1), (0, 2), (0, 6), (0, 2)), WHOLE[:, :2]),)),
+        Arrival((0, 0), HERE, (Piece(7, whole(SHAPE), WHOLE.astype(np.int8)),)),
+        Arrival((0, 0), HERE, (Piece(7, whole(SHAPE), WHOLE.reshape(4, 12)),)),
     ],
-    ids=["stranger", "nothing", "tensor", "twice", "box", "dtype", "shape"],
+    ids=["stranger", "address", "nothing", "tensor", "twice", "box", "dtype", "shape"],
 )
 def test_slices_that_the_plan_does_not_say_are_refused(arrival: Arrival) -> None:
     """A peer cannot write anywhere but where its own slices belong, and nothing is kept of the attempt to."""
@@ -338,7 +409,7 @@ def test_any_grid_in_any_order_makes_the_tensor(
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "cancel", "finish", "expire", "drop"]),
+        st.sampled_from(["add", "add", "cancel", "begin", "spend", "finish", "expire", "drop"]),
         st.integers(0, 3),
         st.integers(1, 3),
         st.integers(0, 1),
@@ -361,17 +432,17 @@ def test_whatever_happens_the_books_balance(steps: list[tuple[str, int, int, int
                     assert slot not in fired
                     fired.add(slot)
             except BusyError:
-                assert len(assembly.keys) == 3 or assembly.held_bytes + WHOLE.nbytes > 4 * WHOLE.nbytes
+                assert assembly.held_bytes == 3 * WHOLE.nbytes or len(assembly.keys) == PLACES * 3
+        elif step == "begin":
+            assert assembly.begin(slot) == (slot in assembly.keys and slot not in assembly.collecting)
         elif step == "cancel":
             assembly.cancel(A, f"r{request}", attempt, now)
-        elif step == "finish":
-            assembly.finish(slot)
         elif step == "expire":
             assembly.expire(now)
         else:
-            assembly.drop(slot)
-        assert assembly.held_bytes <= 4 * WHOLE.nbytes
-        assert len(assembly.keys) <= 3
+            getattr(assembly, step)(slot)
+        assert assembly.held_bytes <= 3 * WHOLE.nbytes
+        assert len(assembly.keys) <= PLACES * 3
     assembly.expire(now + 10.0)
     for slot in fired:
         assembly.finish(slot)

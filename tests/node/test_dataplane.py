@@ -128,7 +128,7 @@ async def test_stages_on_the_origin_itself_need_no_network(model: Model) -> None
         assert same(outcome.outputs, wanted)
         assert [time.bytes_in for time in outcome.times] == [0, 0, 0]
         assert found.nodes[B].seen == found.origin.seen == []
-        await found.serve(model, PlanSet(thirds(model, A, B, A)))
+        await found.serve(model, PlanSet(thirds(model, A, B, A, epoch=Epoch(1, A, 2))))
         outcome = await found.origin.plane.ask("cat", inputs, DEADLINE_S)
         assert same(outcome.outputs, wanted)
         assert [time.bytes_in > 0 for time in outcome.times] == [False, True, True]

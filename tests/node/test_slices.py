@@ -7,11 +7,22 @@ import numpy as np
 import pytest
 
 from meshnn.errors import PeerError
-from meshnn.node.slices import Parcel, Passage, Piece, buffers_of, cut, header_of, parcels, passage_of, pieces_of
+from meshnn.node.slices import (
+    Parcel,
+    Passage,
+    Piece,
+    buffers_of,
+    cut,
+    dealt,
+    header_of,
+    parcel_of,
+    passage_of,
+    pieces_of,
+)
 from meshnn.plan.boxes import whole
 from meshnn.plan.messages import Slice, StageTime
 from meshnn.plan.plan import Epoch
-from meshnn.plan.routes import ORIGIN, Give, Need, Routes, Source
+from meshnn.plan.shipments import Reader, Shipment
 from tests.node.shelf import A, B, life
 
 PASSAGE = Passage("r1", 2, "cat", Epoch(3, B, 4, A), A, life(A), 1, (0, 1, 0))
@@ -26,23 +37,47 @@ def packed(*pieces: Piece) -> tuple[Slice, memoryview]:
     return header, memoryview(b"".join(buffers_of(parcel)))
 
 
-def test_one_parcel_per_destination_with_all_its_tensors() -> None:
-    """What goes to one shard travels together; a tensor for two shards is in both parcels."""
-    gives = (Give(5, whole((1, 4, 6)), 1, 0), Give(6, ((0, 3),), 1, 0), Give(5, whole((1, 4, 6)), 2, 0))
-    routes = Routes(2, {}, {(0, 0): gives})
-    found = parcels(routes, (0, 0), {5: IMAGE, 6: SCORES}, {})
-    assert [(one.stage, one.part, [piece.tensor for piece in one.pieces]) for one in found] == [
-        (1, 0, [5, 6]),
-        (2, 0, [5]),
-    ]
+BAND = ((0, 1), (1, 3), (0, 6))
+SHARED = Shipment(
+    (0, 0),
+    (1, 0),
+    ((5, whole((1, 4, 6))), (6, ((0, 3),))),
+    (
+        Reader((1, 0), ((0, whole((1, 4, 6))), (1, ((0, 3),)))),
+        Reader((2, 1), ((0, BAND),)),
+    ),
+)
 
 
-def test_shard_that_reads_nothing_gets_an_empty_parcel_from_the_origin() -> None:
-    """A stage of constants is told to fire by the origin, and by the origin alone."""
-    fed = (Need(5, whole((1, 4, 6)), (Source(ORIGIN, 0, whole((1, 4, 6))),)),)
-    routes = Routes(2, {(0, 0): fed, (1, 0): ()}, {(ORIGIN, 0): (Give(5, whole((1, 4, 6)), 0, 0),), (0, 0): ()})
-    assert [(one.stage, len(one.pieces)) for one in parcels(routes, (ORIGIN, 0), {5: IMAGE}, {})] == [(0, 1), (1, 0)]
-    assert parcels(routes, (0, 0), {}, {}) == ()
+def test_a_parcel_has_the_boxes_of_its_shipment() -> None:
+    """Views of what the source made, in the order of the shipment, under the address of its first reader."""
+    parcel = parcel_of(SHARED, {5: IMAGE, 6: SCORES, 7: SCORES}, {})
+    assert (parcel.stage, parcel.part) == (1, 0)
+    assert [(piece.tensor, piece.box) for piece in parcel.pieces] == list(SHARED.boxes)
+    assert all(
+        np.shares_memory(piece.array, array) for piece, array in zip(parcel.pieces, (IMAGE, SCORES), strict=True)
+    )
+
+
+def test_everybody_gets_what_they_read_of_a_parcel_without_a_copy() -> None:
+    """The first reader gets all of it, the second its rows: both as views of the one payload."""
+    pieces = parcel_of(SHARED, {5: IMAGE, 6: SCORES}, {}).pieces
+    (first, mine), (second, theirs) = dealt(SHARED, pieces)
+    assert (first, second) == ((1, 0), (2, 1))
+    assert [(piece.tensor, piece.box) for piece in mine] == list(SHARED.boxes)
+    ((tensor, box, array),) = [(piece.tensor, piece.box, piece.array) for piece in theirs]
+    assert (tensor, box) == (5, BAND)
+    assert np.array_equal(array, IMAGE[:, 1:3])
+    assert np.shares_memory(array, IMAGE)
+
+
+@pytest.mark.parametrize("wrong", ["fewer", "other", "order"])
+def test_a_parcel_that_is_not_the_plans_is_dealt_to_nobody(wrong: str) -> None:
+    """Pieces missing, of another box, or in another order are the sender's error."""
+    pieces = list(parcel_of(SHARED, {5: IMAGE, 6: SCORES}, {}).pieces)
+    spoilt = {"fewer": pieces[:1], "other": [Piece(5, BAND, IMAGE[:, 1:3]), pieces[1]], "order": pieces[::-1]}[wrong]
+    with pytest.raises(PeerError):
+        list(dealt(SHARED, spoilt))
 
 
 def test_cut_is_relative_to_what_the_shard_has() -> None:

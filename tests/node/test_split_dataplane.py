@@ -14,7 +14,6 @@ from meshnn.graph.builder import Builder, Precision
 from meshnn.graph.ir import Graph
 from meshnn.node.check import difference
 from meshnn.node.origin import Outcome
-from meshnn.plan.messages import Slice
 from meshnn.plan.plan import Epoch, Group, Lane, Plan, PlanSet, Shard, Split, Stage
 from meshnn.plan.verify import check
 from tests.node.mesh import Mesh, Model, mesh
@@ -130,12 +129,6 @@ async def test_activation_and_bias_count_once_after_the_sum(tmp_path: Path) -> N
         assert float(np.min(outcome.outputs[output])) == 0.0
 
 
-def received(found: Mesh, device: DeviceId, stage: int) -> list[tuple[int, int]]:
-    """(source part, bytes) of every slice a device received over the network for a stage."""
-    slices = [message for message in found.nodes[device].seen if isinstance(message, Slice) and message.stage == stage]
-    return sorted((one.source_part, sum(tensor.size_bytes for tensor in one.tensors)) for one in slices)
-
-
 async def test_consecutive_spatial_stages_exchange_halo_rows_alone(tmp_path: Path) -> None:
     """Two strips over the same two devices: each sends the other the one row beyond its boundary, and no more."""
     model = Model(network(), tmp_path)
@@ -153,6 +146,15 @@ async def test_consecutive_spatial_stages_exchange_halo_rows_alone(tmp_path: Pat
         assert crossed == {(1, 0): row_bytes, (1, 1): row_bytes, (2, 0): row_bytes, (2, 1): row_bytes}
         total = {t.part: t.bytes_in for t in outcome.times if t.stage == 3}
         assert total == {0: 10 * 9 * 12 * 4}
+        # On the air: the image with its halo, four halo rows, the gather, and nothing else (the answer is made at A).
+        image = sum(
+            tensor.size_bytes
+            for node in found.nodes.values()
+            for h in node.received
+            if h.source_stage < 0
+            for tensor in h.tensors
+        )
+        assert found.air_bytes() == image + 4 * row_bytes + 10 * 9 * 12 * 4
 
 
 async def test_output_then_input_needs_no_gather(tmp_path: Path) -> None:

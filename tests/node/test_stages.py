@@ -254,9 +254,9 @@ async def test_restarted_origin_loses_what_its_former_life_began(bench: Bench) -
 
 
 async def test_full_window_is_busy(bench: Bench) -> None:
-    """Twice the plan's window is the bound; the attempt beyond it is refused by name, those inside go on."""
+    """The plan's window is the bound; the attempt beyond it is refused by name, those inside go on."""
     await bench.serve()
-    limit = 2 * bench.plan.window
+    limit = bench.plan.window
     taken = [bench.bring(D, *bench.slice(bench.fed, request=f"r{number}")) for number in range(limit + 1)]
     assert taken == [True] * limit + [False]
     assert bench.tap.failures() == [(A, "busy_error", "")]

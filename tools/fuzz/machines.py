@@ -16,10 +16,11 @@ from meshnn.cluster.effects import Evidence, PersistTerm, SendDatagram, SendStre
 from meshnn.cluster.member import Address, BootId, Capability, DeviceId, Load, Member
 from meshnn.errors import BusyError, PeerError
 from meshnn.graph.describe import card_of
-from meshnn.node.assembly import Arrival, Assembly, Key, Target
+from meshnn.node.assembly import Assembly, Key
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.core import Core
 from meshnn.node.effects import Effect, Send
+from meshnn.node.inputs import Arrival, Target
 from meshnn.node.shards import Shards
 from meshnn.node.slices import Passage, Piece
 from meshnn.node.switchboard import codec
@@ -27,6 +28,7 @@ from meshnn.plan.boxes import Box
 from meshnn.plan.messages import StageTime
 from meshnn.plan.plan import Epoch
 from meshnn.plan.routes import ORIGIN, Need, Source
+from meshnn.plan.shipments import At
 from meshnn.wire.datagram import BODY_LIMIT_BYTES
 from tools.fuzz.border import Border
 from tools.fuzz.files import small_graph
@@ -179,18 +181,30 @@ def _rows(low: int, high: int) -> Box:
     return ((0, 1), (low, high), (0, 6), (0, 2))
 
 
+HERE = (1, 0)
+
+
+def _target(*needs: Need, window: int = 4, neighbour: bool = False) -> Target:
+    """What these needs say; with a neighbour on the device the rows from 2 on come with its parcels."""
+    owed: dict[tuple[At, At], tuple[tuple[int, Box], ...]] = {}
+    for need in needs:
+        for one in need.sources:
+            ways = [(HERE, _rows(0, 2)), ((1, 1), _rows(2, 4))] if neighbour else [(HERE, one.box)]
+            for address, box in ways:
+                owed[(one.stage, one.part), address] = (
+                    *owed.get(((one.stage, one.part), address), ()),
+                    (need.tensor, box),
+                )
+    return Target(needs, {need.tensor: "float32" for need in needs}, owed or {((ORIGIN, 0), HERE): ()}, window, HERE)
+
+
+_SUMS = Need(7, SHAPE, tuple(Source(0, part, SHAPE) for part in range(3)), sums=True)
 TARGETS = (
-    Target((Need(7, SHAPE, (Source(0, 0, SHAPE),)),), {7: "float32"}, 4),
-    Target((Need(7, SHAPE, (Source(0, 0, _rows(0, 1)), Source(0, 1, _rows(1, 4)))),), {7: "float32"}, 2),
-    Target(
-        (
-            Need(7, SHAPE, tuple(Source(0, part, SHAPE) for part in range(3)), sums=True),
-            Need(3, SHAPE, (Source(ORIGIN, 0, SHAPE),)),
-        ),
-        {7: "float32", 3: "float32"},
-        4,
-    ),
-    Target((), {}, 1),
+    _target(Need(7, SHAPE, (Source(0, 0, SHAPE),))),
+    _target(Need(7, SHAPE, (Source(0, 0, _rows(0, 1)), Source(0, 1, _rows(1, 4)))), window=2),
+    _target(_SUMS, Need(3, SHAPE, (Source(ORIGIN, 0, SHAPE),))),
+    _target(_SUMS, neighbour=True),
+    _target(window=1),
 )
 
 
@@ -216,27 +230,29 @@ class Slices:
             0,
             (0,),
         )
-        source = rng.choice(sorted(target.sources)) if rng.random() < 0.9 else (rng.randint(-2, 3), rng.randint(-1, 4))
-        arrival = Arrival(source, self._pieces(rng, target, source), edge(rng), self._times(rng))
-        events = ("add",) * 8 + ("cancel", "finish", "finish", "drop", "origin", "expire")
+        source, address = rng.choice(sorted(target.owed))
+        pieces = self._pieces(rng, target, (source, address))
+        if rng.random() < 0.1:
+            source = (rng.randint(-2, 3), rng.randint(-1, 4))
+        arrival = Arrival(source, address, pieces, edge(rng), self._times(rng))
+        events = ("add",) * 8 + ("cancel", "begin", "spend", "finish", "finish", "drop", "origin", "expire")
         return rng.choice(events), Key(passage, stage, 0), target, arrival, rng.choice((0.0, 0.1, 2.0))
 
     def _times(self, rng: random.Random) -> tuple[StageTime, ...]:
         return (StageTime(rng.randint(-1, 3), 0, DeviceId(DEVICES[0]), 1.0, 1),)
 
-    def _pieces(self, rng: random.Random, target: Target, source: tuple[int, int]) -> tuple[Piece, ...]:
-        pieces = [self._piece(rng, need.tensor, one) for need in target.needs for one in need.sources]
-        mine = [piece for piece, where in pieces if where == source]
-        if rng.random() < 0.1 and pieces:
-            mine.append(rng.choice(pieces)[0])
+    def _pieces(self, rng: random.Random, target: Target, way: tuple[At, At]) -> tuple[Piece, ...]:
+        mine = [self._piece(rng, tensor, box) for tensor, box in target.owed[way]]
+        if rng.random() < 0.1 and mine:
+            mine.append(rng.choice(mine))
         return tuple(mine)
 
-    def _piece(self, rng: random.Random, tensor: int, source: Source) -> tuple[Piece, tuple[int, int]]:
-        box = source.box if rng.random() < 0.95 else _rows(rng.randint(-2, 3), rng.randint(0, 9))
+    def _piece(self, rng: random.Random, tensor: int, box: Box) -> Piece:
+        box = box if rng.random() < 0.95 else _rows(rng.randint(-2, 3), rng.randint(0, 9))
         shape = [max(0, stop - start) for start, stop in box]
         dtype = "float32" if rng.random() < 0.95 else rng.choice(("int8", "float64"))
         tensor = tensor if rng.random() < 0.95 else rng.randint(-1, 9)
-        return Piece(tensor, box, np.zeros(shape, dtype)), (source.stage, source.part)
+        return Piece(tensor, box, np.zeros(shape, dtype))
 
     def take(self, given: object) -> None:
         """Let it happen."""
@@ -258,6 +274,10 @@ class Slices:
                 assert done is None or set(done.tensors) == {need.tensor for need in target.needs}
             case "cancel":
                 assembly.cancel(key.origin, key.passage.request, key.passage.attempt, now)
+            case "begin":
+                assembly.begin(next(iter(assembly.keys[::-1]), key))
+            case "spend":
+                assembly.spend(next(iter(assembly.keys[::-1]), key))
             case "finish":
                 assembly.finish(next(iter(assembly.keys[::-1]), key))
             case "drop":

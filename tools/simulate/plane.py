@@ -13,18 +13,20 @@ import numpy as np
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import BusyError, MeshError, PeerError, StaleEpochError
-from meshnn.node.assembly import Arrival, Assembly, Complete, Key, Target
+from meshnn.node.assembly import Assembly, Complete, Key
 from meshnn.node.core import Core
+from meshnn.node.inputs import Arrival, Target
 from meshnn.node.ledger import Ledger
-from meshnn.node.pipeline import RouteBook, Ways
 from meshnn.node.request import Answer, CancelAttempt, Dispatch, Fail
 from meshnn.node.request import Effect as LedgerEffect
 from meshnn.node.serving import Serving
-from meshnn.node.slices import Array, Parcel, Passage, parcels
+from meshnn.node.slices import Array, Parcel, Passage, dealt, parcel_of
+from meshnn.node.ways import RouteBook, Ways
 from meshnn.plan import boxes
 from meshnn.plan.messages import Cancel, Failed, Receipt
-from meshnn.plan.plan import Group, Recipe, Stage
+from meshnn.plan.plan import Recipe
 from meshnn.plan.routes import ORIGIN
+from meshnn.plan.shipments import At
 
 if TYPE_CHECKING:
     from tools.simulate.host import Host
@@ -51,13 +53,12 @@ class Site:
     """Where a slice belongs."""
 
     ways: Ways
-    stages: tuple[Stage, ...]
-    groups: tuple[Group, ...]
     recipe: Recipe
     target: Target
 
 
 _Ticket = tuple[DeviceId, str, int, tuple[int, int], int, int]
+Made = tuple[dict[int, Array], dict[int, boxes.Box]]
 
 
 class Plane:
@@ -219,10 +220,7 @@ class Plane:
         passage = Passage(effect.request, effect.attempt, plan.model, plan.epoch, *identity, effect.lane, effect.groups)
         value = self._asked[effect.request]
         inputs = {tensor.index: np.full(tensor.shape, value, tensor.dtype) for tensor in card.inputs}
-        stages = plan.lanes[effect.lane].stages
-        groups = tuple(stage.groups[index] for stage, index in zip(stages, effect.groups, strict=True))
-        for parcel in parcels(ways.routes, (ORIGIN, 0), inputs, {}):
-            self._hand(passage, (ORIGIN, 0), parcel, groups, effect.deadline)
+        self._hand_all(ways, passage, (ORIGIN, 0), (inputs, {}), effect.deadline)
 
     def _finish(self, request: str) -> None:
         """A request has ended."""
@@ -255,13 +253,13 @@ class Plane:
         if card is None:
             return
         ways = self._routes.ways(attempt.plan, card, attempt.lane, attempt.groups)
-        key = Key(passage, len(passage.groups), 0)
+        key = Key(passage, *ways.end)
         deadline = self.ledger.deadline_of(passage.request)
-        complete = self.results.add(key, ways.targets[len(passage.groups), 0], arrival, deadline, self._now)
+        complete = self.results.add(key, ways.target(ways.end, self._host.id), arrival, deadline, self._now)
         if complete is not None:
+            self.results.finish(key)
             self._outputs[passage.request] = value_of(complete.tensors)
             self._do_all(self.ledger.on_output(passage.request, passage.attempt, passage.epoch, self._now))
-            self.results.finish(key)
 
     # -- the stages --
 
@@ -269,11 +267,29 @@ class Plane:
         passage, parcel = carried.passage, carried.parcel
         at = (parcel.stage, parcel.part, *carried.source)
         self._send(source, Receipt(passage.request, passage.attempt, *at))
-        arrival = Arrival(carried.source, parcel.pieces, sum(piece.array.nbytes for piece in parcel.pieces))
+        size_bytes = sum(piece.array.nbytes for piece in parcel.pieces)
+        self._on_parcel(passage, carried.source, parcel, size_bytes, carried.left_s)
+
+    def _on_parcel(self, passage: Passage, source: At, parcel: Parcel, received_bytes: int, deadline: float) -> None:
+        """Everybody on this device who reads of a parcel gets a part."""
+        address = (parcel.stage, parcel.part)
         if parcel.stage == len(passage.groups):
-            self._on_result(passage, arrival)
-        else:
-            self._on_slice(passage, (parcel.stage, parcel.part), arrival, carried.left_s)
+            self._on_result(passage, Arrival(source, address, parcel.pieces, received_bytes))
+            return
+        try:
+            ways = self._ways(passage)
+        except MeshError as error:
+            if not self.assembly.superseded(Key(passage, *address)):
+                self._report(passage, address[0], error)
+            return
+        shipment = ways.shipment(source, address, passage.origin)
+        assert shipment is not None, "a parcel that the plan does not know"
+        for reader, pieces in dealt(shipment, parcel.pieces):
+            arrival = Arrival(source, address, pieces, received_bytes if reader == address else 0)
+            if reader == ways.end:
+                self._on_result(passage, arrival)
+            else:
+                self._on_slice(passage, reader, arrival, deadline)
 
     def _on_slice(self, passage: Passage, at: tuple[int, int], arrival: Arrival, deadline: float) -> None:
         """A slice for a shard of this device."""
@@ -293,30 +309,31 @@ class Plane:
             self._waiting.append((site, complete))
             self._run_next()
 
-    def _site(self, passage: Passage, stage: int, part: int) -> Site:
-        """Where a slice belongs; StaleEpochError for what this device does not serve."""
+    def _ways(self, passage: Passage) -> Ways:
+        """The way of an attempt; StaleEpochError for a plan that this device does not serve."""
         plan = self.serving.plan(passage.model, passage.epoch)
         card = self.serving.card(plan.digest) if plan else None
         if plan is None or card is None:
             raise StaleEpochError(f"plan {passage.epoch} is not served here")
-        ways = self._routes.ways(plan, card, passage.lane, passage.groups)
-        stages = plan.lanes[passage.lane].stages
-        groups = tuple(one.groups[index] for one, index in zip(stages, passage.groups, strict=True))
-        group = groups[stage]
-        shard = group.shards[part]
+        return self._routes.ways(plan, card, passage.lane, passage.groups)
+
+    def _site(self, passage: Passage, stage: int, part: int) -> Site:
+        """Where a slice belongs; StaleEpochError for what this device does not serve."""
+        ways = self._ways(passage)
+        shard = ways.groups[stage].shards[part]
         assert shard.device == self._host.id, "a slice for another device's shard"
         if shard.boot != self._host.boot_id:
             raise StaleEpochError("an earlier life of this device is meant")
-        recipe = Recipe(plan.digest, stages[stage].first, stages[stage].last, group.split, part, group.shares)
+        recipe = ways.recipe(stage, part)
         if self.serving.handle(recipe) is None:
             raise StaleEpochError("the shard is not loaded here")
-        return Site(ways, stages, groups, recipe, ways.targets[stage, part])
+        return Site(ways, recipe, ways.target((stage, part), passage.origin))
 
     def _run_next(self) -> None:
         """Run what is whole, so many at once; what was superseded meanwhile is dropped."""
         while self._waiting and self._runs < RUNS:
             site, complete = self._waiting.popleft()
-            if self.assembly.superseded(complete.key) or self._now >= complete.deadline:
+            if self._now >= complete.deadline or not self.assembly.begin(complete.key):
                 self.assembly.finish(complete.key)
                 continue
             handle = self.serving.handle(site.recipe)
@@ -334,33 +351,26 @@ class Plane:
         key = complete.key
         self._runs -= 1
         if not self.assembly.superseded(key):
-            outputs, bases = run(site, key, complete.tensors)
-            for parcel in parcels(site.ways.routes, (key.stage, key.part), outputs, bases):
-                self._hand(key.passage, (key.stage, key.part), parcel, site.groups, complete.deadline)
+            made = run(site, key, complete.tensors)
+            self._hand_all(site.ways, key.passage, (key.stage, key.part), made, complete.deadline)
         self.assembly.finish(key)
         self._run_next()
         self._arm()
 
     # -- both --
 
-    def _hand(
-        self,
-        passage: Passage,
-        source: tuple[int, int],
-        parcel: Parcel,
-        groups: tuple[Group, ...],
-        deadline: float,
-    ) -> None:
-        """A parcel to whoever needs it: over a link, or within this device."""
-        last = parcel.stage == len(groups)
-        device = passage.origin if last else groups[parcel.stage].shards[parcel.part].device
-        if device == self._host.id:
-            arrival = Arrival(source, parcel.pieces)
-            if last:
-                self._on_result(passage, arrival)
+    def _hand_all(self, ways: Ways, passage: Passage, source: At, made: Made, deadline: float) -> None:
+        """What a shard (or the origin) made to whoever needs it: over links, or within this device."""
+        for shipment in ways.traffic.sent(source, passage.origin):
+            parcel = parcel_of(shipment, *made)
+            device = ways.traffic.device(shipment.address, passage.origin)
+            if device == self._host.id:
+                self._on_parcel(passage, source, parcel, 0, deadline)
             else:
-                self._on_slice(passage, (parcel.stage, parcel.part), arrival, deadline)
-            return
+                self._hand(passage, source, parcel, device, deadline)
+
+    def _hand(self, passage: Passage, source: At, parcel: Parcel, device: DeviceId, deadline: float) -> None:
+        """A parcel over a link."""
         carried = Carried(passage, source, parcel, deadline)
         ticket = (device, passage.request, passage.attempt, source, parcel.stage, parcel.part)
         size_bytes = 300 + sum(piece.array.nbytes for piece in parcel.pieces)
@@ -406,14 +416,14 @@ class Plane:
         self._host.work_soon(max(0.0, deadline - self._now), fire)
 
 
-def run(site: Site, key: Key, tensors: Mapping[int, Array]) -> tuple[dict[int, Array], dict[int, boxes.Box]]:
+def run(site: Site, key: Key, tensors: Mapping[int, Array]) -> Made:
     """What a shard makes of its inputs: every operator turns one even value into another."""
     value = answer_of(value_of(tensors), site.recipe.digest, site.recipe.first, site.recipe.last)
     outputs: dict[int, Array] = {}
     bases: dict[int, boxes.Box] = {}
     model = site.ways.model
     for tensor in model.fragment_outputs(site.recipe.first, site.recipe.last):
-        box = boxes.have(model, site.stages[key.stage], site.groups[key.stage], key.part, tensor)
+        box = boxes.have(model, site.ways.stages[key.stage], site.ways.groups[key.stage], key.part, tensor)
         if box is not None:
             shape = tuple(stop - start for start, stop in box)
             outputs[tensor] = np.full(shape, value, model.tensor(tensor).dtype)

@@ -8,6 +8,7 @@ MEMBERSHIP = "tests/cluster/test_membership.py"
 ELECTION = "tests/cluster/test_election.py"
 LEDGER = "tests/node/test_ledger.py"
 ASSEMBLY = "tests/node/test_assembly.py"
+MEMORY = "tests/node/test_assembly_memory.py"
 PLANS = "tests/node/test_plans.py"
 LEADER = "tests/node/test_leader.py"
 SHARDS = "tests/node/test_shards.py"
@@ -267,16 +268,30 @@ MUTANTS = (
     _node(
         "a slice that came twice counts once",
         "assembly",
-        "return entry is None or source not in entry.arrived",
+        "return entry is None or (source, address) not in entry.arrived",
         "return True",
         ASSEMBLY,
     ),
     _node(
         "addends are summed in their order",
-        "assembly",
-        "due = self.waiting.pop((following.stage, following.part), None)",
-        "due = self.waiting.pop(next(iter(self.waiting), None), None)",
+        "inputs",
+        "if order[self.count] != source:",
+        "if order[0] != source and self.value is None:",
         ASSEMBLY,
+    ),
+    _node(
+        "input sets with memory stay within the window",
+        "assembly",
+        "or slot.holding - leaving >= target.window",
+        "or slot.holding - leaving > target.window",
+        ASSEMBLY,
+    ),
+    _node(
+        "a view that would keep others' bytes alive is copied",
+        "inputs",
+        "return sum(roots.values()) <= own_bytes",
+        "return True",
+        MEMORY,
     ),
     _node(
         "plans count on linked devices only",
