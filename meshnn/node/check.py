@@ -132,13 +132,17 @@ class Bench:
         ]
         yield from (self.judge(trial) for trial in dict.fromkeys(groups))
 
-    def ways(self, plan: Plan) -> Iterator[Way]:
-        """Ways through a plan, at most 16 of them, compared with the whole model at its outputs. MeshError."""
+    def ways(self, plan: Plan, origin: DeviceId | None = None) -> Iterator[Way]:
+        """Ways through a plan, at most 16 of them, compared with the whole model at its outputs. MeshError.
+
+        They are asked by `origin`: by the plan's first device unless another is named.
+        """
         expected = self.executor.whole(self.values)
+        asker = plan.devices()[0] if origin is None else origin
         for number, (lane, groups, _) in enumerate(ways(plan)):
             if number >= WAYS_MAX:
                 return
-            made = self.executor.follow(plan.lanes[lane], groups, self.values)
+            made = self.executor.follow(plan.lanes[lane], groups, self.values, asker)
             splits = [stage.groups[index].split for stage, index in zip(plan.lanes[lane].stages, groups, strict=True)]
             error = max((difference(made[t], expected[t]) for t in expected), default=0.0)
             yield Way(lane, groups, all(exact(split) for split in splits), error)

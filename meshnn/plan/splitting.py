@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from meshnn.errors import MeshError, ModelError, NoPlanError
-from meshnn.graph.splits.balance import balanced, proportional, work
+from meshnn.graph.splits.balance import ALIGN, balanced, proportional, work
 from meshnn.graph.splits.layout import DENSE, refusal, share_lengths
 from meshnn.plan.devices import DeviceInfo
 from meshnn.plan.outline import Outline
@@ -344,16 +344,28 @@ def _divided(packing: _Packing, first: int, last: int) -> tuple[Stage, int] | No
             continue
         length = share_lengths(card, first, last, split)[0]
         for count in range(2, min(len(order), length) + 1):
-            chosen = order[:count]
-            shares = proportional(length, [max(1, packing.left[at]) for at in chosen], 1)
-            group = Group(tuple(packing.shard(at) for at in chosen), split, shares)
-            stage = Stage(first, last, (group,))
-            try:
-                needs = [packing.need(stage, part) for part in range(count)]
-            except NoPlanError:
-                continue
-            if all(need <= packing.left[at] for need, at in zip(needs, chosen, strict=True)):
-                for need, at in zip(needs, chosen, strict=True):
-                    packing.left[at] -= need
-                return stage, last + 1
+            # Channels in the blocks that kernels work in, where there are enough of them and memory lets them be.
+            blocks = split != "spatial" and length // ALIGN >= 2 * count
+            for align in (ALIGN, 1) if blocks else (1,):
+                stage = _placed(packing, Stage(first, last, ()), split, order[:count], length, align)
+                if stage is not None:
+                    return stage, last + 1
     return None
+
+
+def _placed(
+    packing: _Packing, run: Stage, split: Split, chosen: Sequence[int], length: int, align: int
+) -> Stage | None:
+    """A run divided in shares by the memory that its devices have left; None where one has too little."""
+    shares = proportional(length, [max(1, packing.left[at]) for at in chosen], align)
+    group = Group(tuple(packing.shard(at) for at in chosen), split, shares)
+    stage = Stage(run.first, run.last, (group,))
+    try:
+        needs = [packing.need(stage, part) for part in range(len(chosen))]
+    except NoPlanError:
+        return None
+    if any(need > packing.left[at] for need, at in zip(needs, chosen, strict=True)):
+        return None
+    for need, at in zip(needs, chosen, strict=True):
+        packing.left[at] -= need
+    return stage

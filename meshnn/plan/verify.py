@@ -69,8 +69,13 @@ def _numbers(plan: Plan, model: Outline) -> None:
     weights += [group.weight for lane in plan.lanes for stage in lane.stages for group in stage.groups]
     if not all(1 <= weight <= WEIGHT_MAX for weight in weights):
         raise UsageError(f"weights must be 1 to {WEIGHT_MAX}")
-    if any(not device or not boot for device, boot in plan.lives().items()):
+    lives = plan.lives()
+    shards = [shard for _, shard in plan.placements()]
+    if any(not shard.device or not shard.boot for shard in shards):
         raise UsageError("every shard names a device and its boot")
+    twice = sorted(shard.device for shard in shards if lives[shard.device] != shard.boot)
+    if twice:
+        raise UsageError(f"device {twice[0]} stands in the plan in two lives")
 
 
 def _lane(where: str, lane: Lane, model: Outline) -> None:

@@ -59,7 +59,10 @@ def _layer(draw: st.DrawFn, b: Builder, x: int) -> int:
 
 @st.composite
 def plans(draw: st.DrawFn, card: Card) -> Plan:
-    """A plan of one or two lanes that is meant to be legal, every split that the compiler allows among its choices."""
+    """A plan that is meant to be legal: one or two lanes of one to five stages, each of one or two groups.
+
+    Every split that the compiler allows is among the choices, in uneven shares; a device often has several shards.
+    """
     lanes = [_lane(draw, card) for _ in range(draw(st.integers(1, 2)))]
     return Plan(Epoch(1, DeviceId("a"), 1), "m", card.digest, tuple(lanes))
 
@@ -70,24 +73,31 @@ def _lane(draw: st.DrawFn, card: Card) -> Lane:
     cuts = sorted(draw(st.sets(st.sampled_from(legal), max_size=4))) if legal else []
     edges = [0, *cuts, count]
     stages = [
-        Stage(first, after - 1, (_group(draw, card, first, after - 1),)) for first, after in itertools.pairwise(edges)
+        Stage(first, after - 1, tuple(_group(draw, card, first, after - 1) for _ in range(_replicas(draw))))
+        for first, after in itertools.pairwise(edges)
     ]
     return Lane(tuple(stages), draw(st.integers(1, 3)))
+
+
+def _replicas(draw: st.DrawFn) -> int:
+    """How many groups serve a stage: seldom more than one, so that the ways stay few."""
+    return draw(st.sampled_from([1, 1, 1, 2]))
 
 
 def _group(draw: st.DrawFn, card: Card, first: int, last: int) -> Group:
     """A group with any split that these operators allow."""
     allowed = [split for split in SPLITS if refusal(card, first, last, split) is None]
     split: Split = draw(st.sampled_from([*allowed, "none"]))
+    weight = draw(st.integers(1, 3))
     if split == "none":
-        return Group((_shard(draw),))
+        return Group((_shard(draw),), weight=weight)
     lengths = share_lengths(card, first, last, split)
     rows = _boundaries(draw, lengths[0])
     shares, parts = rows, len(rows) - 1
     if split == "spatial" and lengths[1] > 1 and draw(st.booleans()):
         columns = _boundaries(draw, lengths[1])
         shares, parts = (*rows, SEPARATOR, *columns), parts * (len(columns) - 1)
-    return Group(tuple(_shard(draw) for _ in range(parts)), split, shares)
+    return Group(tuple(_shard(draw) for _ in range(parts)), split, shares, weight)
 
 
 def _boundaries(draw: st.DrawFn, length: int) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ def test_every_element_that_a_device_needs_is_sent_to_it_exactly_once(data: st.D
     except MeshError:
         return
     origin = data.draw(st.sampled_from([DeviceId("a"), DeviceId("b"), ELSEWHERE]))
-    groups = tuple(0 for _ in plan.lanes[0].stages)
+    groups = tuple(data.draw(st.integers(0, len(stage.groups) - 1)) for stage in plan.lanes[0].stages)
     routes = derive(outline(model), plan.lanes[0], groups)
     traffic = Traffic(routes)
     shapes = {entry.index: entry.shape for entry in model.tensors}

@@ -99,6 +99,15 @@ def test_shares_that_memory_forces_follow_the_memory() -> None:
     assert 1.5 * rows["b"] < rows["a"] < 3 * rows["b"]
 
 
+def test_shares_that_memory_forces_are_multiples_of_what_kernels_work_in() -> None:
+    """Uneven, but at multiples of 16: 4000 outputs by 7 to 4 to 3 parts of memory."""
+    devices = [device(name, size, 0.001) for name, size in (("a", 5_000_000), ("b", 3_500_000), ("c", 3_000_000))]
+    plan = solved(wide(1000, 4000), devices)
+    group = next(stage.groups[0] for stage in plan.lanes[0].stages if stage.groups[0].split == "output")
+    assert len(set(np.diff(group.shares).tolist())) > 1
+    assert all(boundary % 16 == 0 for boundary in group.shares[:-1])
+
+
 def test_partial_sums_are_never_chosen_for_speed() -> None:
     """Whatever the devices, a plan that memory does not force is exact."""
     for speed in (0.01, 0.05, 0.5):
