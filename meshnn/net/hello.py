@@ -71,7 +71,10 @@ def decode_hello(meta: bytes) -> Hello:
     value = load(meta)
     version = convert(value, _Version).version
     if version != PROTOCOL_VERSION:
-        raise SkewError(f"the peer speaks protocol version {version}, this node {PROTOCOL_VERSION}")
+        # The same line is read at both ends.
+        raise SkewError(
+            f"protocol version {version} meets version {PROTOCOL_VERSION}: install the same meshnn on both devices"
+        )
     return convert(value, Hello)
 
 

@@ -24,6 +24,7 @@ from meshnn.node.dataplane import DataPlane, Outcome
 from meshnn.node.effects import Effect
 from meshnn.node.library import Library
 from meshnn.node.messages import NameRecord, Pin, Unpin
+from meshnn.node.pace import Pace
 from meshnn.node.solo import Shipped, Whole
 from meshnn.plan.explain import explain
 from meshnn.plan.explicit import decode
@@ -70,22 +71,36 @@ class Service:
         self._me, self._name, self._mesh = identity
         self._clock = clock
         self._decoding = asyncio.Semaphore(DECODING_MAX)
-        self._asking = 0
+        self._pace = Pace()
 
     async def ask(
         self, data: bytes, source: str, *, model: str | None = None, top: int = 5, deadline_s: float = ASK_DEADLINE_S
     ) -> Answer:
         """Answer one photo or npz: InputError, UnknownModelError, DeadlineError, NoPlanError, BusyError, ModelError."""
-        if self._asking >= WAITING_MAX:
-            raise BusyError(f"{WAITING_MAX} requests are waiting on this device already; try again later")
-        self._asking += 1
         started = self._clock()
-        try:
+        async with self._counted(deadline_s):
             name, card, inputs, outcome = await self._once_known(data, source, model, started + deadline_s)
-        finally:
-            self._asking -= 1
         question = Question(source, name, top)
         return await answer_of(question, card, inputs, outcome, self._clock() - started, self._names())
+
+    @asynccontextmanager
+    async def _counted(self, deadline_s: float) -> AsyncIterator[None]:
+        """A request is under way inside; BusyError at once where it could not be answered within its deadline."""
+        if self._pace.open >= WAITING_MAX:
+            raise BusyError(f"{WAITING_MAX} requests are waiting on this device already; try again later")
+        wait_s = self._pace.wait_s(self._clock())
+        if wait_s > deadline_s:
+            raise BusyError(
+                f"{self._pace.open} requests wait on this device, some {wait_s:.1f} s of work, and this one has "
+                f"{deadline_s:.1f} s; try again later"
+            )
+        self._pace.begin()
+        answered = False
+        try:
+            yield
+            answered = True
+        finally:
+            self._pace.end(answered, self._clock())
 
     async def _once_known(
         self, data: bytes, source: str, model: str | None, until: float
@@ -104,8 +119,9 @@ class Service:
     async def tensors(self, model: str, inputs: Arrays, deadline_s: float = ASK_DEADLINE_S) -> Outcome:
         """Run a model on raw input tensors by name; the errors of `ask`."""
         until = self._clock() + deadline_s
-        name, card = await self._resolve(model, until)
-        return await self._run(name, card, inputs, until)
+        async with self._counted(deadline_s):
+            name, card = await self._resolve(model, until)
+            return await self._run(name, card, inputs, until)
 
     async def card(self, model: str | None, deadline_s: float = ASK_DEADLINE_S) -> Card:
         """The card of a model, waiting for it to arrive; UnknownModelError, DeadlineError."""

@@ -11,6 +11,7 @@ from typing import TypeVar, cast
 
 import cbor2
 import msgspec
+from msgspec import inspect
 
 from meshnn.errors import PeerError
 
@@ -31,13 +32,18 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 class Codec:
-    """Encodes and decodes messages of the given struct types. Fields unknown to this version are ignored."""
+    """Encodes and decodes messages of the given struct types.
+
+    What is unknown to this version is ignored: fields, and parts of another type in a list of tagged parts.
+    """
 
     def __init__(self, types: Iterable[type[msgspec.Struct]]) -> None:
         self._types: dict[str, type[msgspec.Struct]] = {}
+        self._parts: dict[str, dict[int, frozenset[object]]] = {}
         for kind in types:
             if self._types.setdefault(kind.__name__, kind) is not kind:
                 raise ValueError(f"two message types are named {kind.__name__}")
+            self._parts[kind.__name__] = _tags_of_parts(kind)
 
     def encode(self, message: msgspec.Struct) -> bytes:
         """The bytes of a message of one of our types.
@@ -67,7 +73,36 @@ class Codec:
         kind = self._types.get(tag)
         if kind is None:
             return Unknown(tag)
-        return convert(value[1], kind)
+        return convert(self._known(tag, value[1]), kind)
+
+    def _known(self, tag: str, fields: object) -> object:
+        """The fields of a message without the parts whose tags this version does not know."""
+        if isinstance(fields, list):
+            for place, tags in self._parts[tag].items():
+                if place < len(fields) and isinstance(fields[place], list):
+                    fields[place] = [part for part in fields[place] if not _is_strange(part, tags)]
+        return fields
+
+
+def _tags_of_parts(kind: type[msgspec.Struct]) -> dict[int, frozenset[object]]:
+    """For an array-shaped message: at which places there are lists of tagged parts, and the tags they may have."""
+    if not kind.__struct_config__.array_like:
+        return {}
+    found: dict[int, frozenset[object]] = {}
+    tagged = kind.__struct_config__.tag is not None
+    for number, field in enumerate(msgspec.structs.fields(kind)):
+        shape = inspect.type_info(field.type)
+        while isinstance(shape, inspect.Metadata):
+            shape = shape.type
+        item = shape.item_type if isinstance(shape, inspect.VarTupleType) else None
+        if isinstance(item, inspect.UnionType) and all(isinstance(one, inspect.StructType) for one in item.types):
+            found[number + tagged] = frozenset(one.tag for one in item.types if isinstance(one, inspect.StructType))
+    return found
+
+
+def _is_strange(part: object, tags: frozenset[object]) -> bool:
+    """Whether something is a part of a type to come: array-shaped, with a tag that is none of these."""
+    return isinstance(part, list) and bool(part) and isinstance(part[0], str) and part[0] not in tags
 
 
 def load(data: bytes | bytearray | memoryview) -> object:

@@ -32,6 +32,7 @@ from meshnn.graph.builder import Builder
 from meshnn.graph.card import Card, CardTensor
 from meshnn.graph.writer import write
 from meshnn.node import library, service
+from meshnn.node.pace import Pace
 from tests.node.nodes import MODEL, NAME, PHOTO, WHOLE_BYTES, Device, check, mesh, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -133,6 +134,25 @@ async def test_too_many_at_once_are_told_at_once(device: Device, monkeypatch: py
     outcomes = await asyncio.gather(*(device.ask() for _ in range(5)), return_exceptions=True)
     assert sum(isinstance(outcome, BusyError) for outcome in outcomes) == 3
     check(await device.ask())
+
+
+async def test_what_could_not_be_answered_in_time_is_refused_at_once(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ten seconds of work waiting a request of five has no hope and hears so, and one of a minute is taken."""
+    verbs = device.node.service
+    pace = Pace()
+    now = verbs._clock() - 4.0
+    for _ in range(140):
+        pace.begin()
+    for number in range(40):
+        pace.end(answered=True, now=now + number * 0.1)
+    monkeypatch.setattr(verbs, "_pace", pace)
+    with pytest.raises(BusyError, match=r"100 requests wait .* some 10\.1 s"):
+        await device.ask(NAME, 5.0)
+    assert pace.open == 100
+    check(await device.ask(NAME, 60.0))
+    assert pace.open == 100
 
 
 async def test_a_model_that_fits_nowhere_is_refused_at_once(tmp_path: Path, stock: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import cbor2
 import msgspec
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
+from meshnn.cluster import messages as cluster
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import PeerError
 from meshnn.plan.messages import Activate
@@ -205,6 +206,27 @@ def test_messages_of_a_newer_version_are_told_apart() -> None:
     """An unknown tag is no error but `Unknown`; an unknown field of a known message is ignored."""
     assert CODEC.decode(cbor2.dumps(["Telepathy", {"x": 1}])) == Unknown("Telepathy")
     assert CODEC.decode(cbor2.dumps(["Plain", {"type": 4, "later": [1, 2]}])) == Plain(4)
+
+
+def test_parts_of_a_newer_version_are_left_out_and_the_rest_is_heard() -> None:
+    """A rumour of a type to come does not take the ping it rides on with it; trailing fields to come neither."""
+    codec = Codec(get_args(cluster.Message))
+    suspect = cluster.Suspect(DeviceId("a" * 26), 5, DeviceId("b" * 26))
+    ping = cluster.Ping(7, BootId("1" * 16), (suspect,))
+    tag, (kind, number, boot, rumours) = cbor2.loads(codec.encode(ping))
+    newer = [["weather", {"rain": True}], *rumours, ["tide", 3]]
+    assert codec.decode(cbor2.dumps([tag, [kind, number, boot, newer, "a field to come"]])) == ping
+    told = [[*rumours[0], "a field to come"]]
+    assert codec.decode(cbor2.dumps([tag, [kind, number, boot, told]])) == ping
+
+
+def test_parts_that_are_none_are_refused() -> None:
+    """What is no part of any version, or a known one out of its bounds, costs the message."""
+    codec = Codec(get_args(cluster.Message))
+    wrong: tuple[list[object], ...] = ([5], [[]], [[3, "x"]], [["suspect"]], [["suspect", "x", 1, "y"]], ["suspect"])
+    for bad in wrong:
+        with pytest.raises(PeerError):
+            codec.decode(cbor2.dumps(["Gossip", ["gossip", bad]]))
 
 
 def test_a_refusal_never_quotes_the_peer_raw() -> None:

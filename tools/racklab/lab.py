@@ -98,6 +98,34 @@ class Device:
         """Put the cable back."""
         _ip(f"link set {self.port} up")
 
+    def readdress(self, address: str) -> None:
+        """Give the device another address, as a router does that forgot it; the one it had is gone."""
+        _ip(f"-n {self.name} address add {address}/24 dev eth0")
+        _ip(f"-n {self.name} address del {self.address}/24 dev eth0")
+        self.address = address
+
+    def take_down(self) -> None:
+        """Switch the device's own interface off."""
+        _ip(f"-n {self.name} link set eth0 down")
+
+    def bring_up(self) -> None:
+        """Switch it on again."""
+        _ip(f"-n {self.name} link set eth0 up")
+        _ip(f"-n {self.name} route replace 224.0.0.0/4 dev eth0")
+
+    def add_cable(self, address: str) -> None:
+        """A second cable to the same switch, with an address of its own, as of Wi-Fi beside Ethernet."""
+        _ip(f"link add q{self.index} type veth peer name eth1 netns {self.name}")
+        _ip(f"link set q{self.index} master br0 up")
+        _ip(f"-n {self.name} address add {address}/24 dev eth1")
+        _ip(f"-n {self.name} link set eth1 up")
+
+    def add_bridge(self) -> None:
+        """A network of containers appears on the device: nobody else can reach it."""
+        _ip(f"-n {self.name} link add docker0 type bridge")
+        _ip(f"-n {self.name} address add 172.17.0.1/16 dev docker0")
+        _ip(f"-n {self.name} link set docker0 up")
+
     def limit_cpu(self, cpu: float) -> None:
         """Change the device's share of a processor; 0 lifts the limit."""
         if self._lab.groups is not None:

@@ -6,9 +6,17 @@ from collections.abc import Callable, Mapping
 
 from tools.acceptance.verdict import Verdict
 from tools.chaos.rig import Options
-from tools.chaos.scenarios import deaths
+from tools.chaos.scenarios import clone, cold, deaths, network, requests, sleep
 
 SCENARIOS: Mapping[str, Callable[[Options, Verdict], None]] = {
     "kill": deaths.kill,
     "unplug": deaths.unplug,
+    "ingress": requests.ingress,
+    "sleep": sleep.sleep,
+    "sleep-leader": sleep.sleep_leader,
+    "overload": requests.overload,
+    "network": network.change,
+    "no-multicast": network.without_multicast,
+    "clone": clone.clone,
+    "cold": cold.cold,
 }
