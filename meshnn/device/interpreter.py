@@ -80,6 +80,11 @@ class Engine:
         self._closed = False
 
     @property
+    def numeric_class(self) -> str:
+        """Equal strings compute equal bytes; NodeError without a runtime."""
+        return runtime.numeric_class(self._threads)
+
+    @property
     def waiting(self) -> int:
         """Jobs in the thread or waiting for it."""
         return self._waiting

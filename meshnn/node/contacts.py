@@ -14,6 +14,8 @@ POLITE_S = 0.7
 BACKOFF_MAX_S = 8.0
 # A lost link counts against a device only after so long: most come back at once.
 GRACE_S = 1.0
+# A living device that could not be linked with for so long is cut off from this one.
+CUT_OFF_S = 3.0
 
 
 @dataclass(slots=True)
@@ -21,6 +23,7 @@ class _Missing:
     address: Address
     due: float
     wait_s: float
+    since: float
 
 
 class Contacts:
@@ -33,6 +36,7 @@ class Contacts:
         self._lost: dict[DeviceId, tuple[BootId, float]] = {}
         self._missing: dict[DeviceId, _Missing] = {}
         self._changed = True
+        self._cut_off: frozenset[DeviceId] = frozenset()
 
     @property
     def linked(self) -> frozenset[DeviceId]:
@@ -46,12 +50,18 @@ class Contacts:
             return None
         times = [missing.due for missing in self._missing.values()]
         times += [until for _, until in self._lost.values()]
+        times += [row.since + CUT_OFF_S for device, row in self._missing.items() if device not in self._cut_off]
         return min(times)
 
     def due(self, now: float) -> bool:
         """Whether `review` has anything to do though the members are the same: a link changed, or time came."""
         deadline = self.deadline
         return self._changed or (deadline is not None and deadline <= now)
+
+    @property
+    def cut_off(self) -> frozenset[DeviceId]:
+        """The living devices that this one has failed to reach for a while, as of the last review."""
+        return self._cut_off
 
     def reachable(self, member: Member, now: float) -> bool:
         """Whether plans may count on a member: itself, or linked in this very life, or lost a moment ago."""
@@ -91,11 +101,13 @@ class Contacts:
             first = FIRST_S if self._me < device else POLITE_S
             row = self._missing.get(device)
             if row is None or row.address != member.address:
-                row = self._missing[device] = _Missing(member.address, now + first, 0.5)
+                since = now if row is None else row.since
+                row = self._missing[device] = _Missing(member.address, now + first, 0.5, since)
             if row.due <= now:
                 row.wait_s = min(BACKOFF_MAX_S, row.wait_s * 2)
                 row.due = now + row.wait_s
                 dials.append(Dial(member.address))
+        self._cut_off = frozenset(d for d, row in self._missing.items() if row.since + CUT_OFF_S <= now)
         return dials
 
 

@@ -19,11 +19,16 @@ from meshnn.node.catalogue import Catalogue
 from meshnn.node.contacts import Contacts
 from meshnn.node.copies import Copies
 from meshnn.node.effects import Changed, CutShards, Effect, Fetch, PlansChanged, Send, note
+from meshnn.node.flaps import Flaps
 from meshnn.node.leader import Leader
-from meshnn.node.messages import Copy, CopyFailed, Holdings, Names, Pin, PinAnswer, Unpin
+from meshnn.node.messages import Copy, CopyFailed, CutOff, Holdings, Names, Pin, PinAnswer, Unpin
+from meshnn.node.paces import Paces
 from meshnn.node.plans import PlanBook
 from meshnn.node.problem import Problem
+from meshnn.node.readings import Readings
+from meshnn.node.severed import Severed
 from meshnn.node.shards import Shards
+from meshnn.node.view import View, slowed
 from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Prepare, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import PlanSet, Recipe
 
@@ -32,6 +37,8 @@ T = TypeVar("T")
 LOCAL_MAX = 10_000
 CARD_RETRY_S = 3.0
 PIN_ANSWERS_MAX = 64
+# A leader looks at what the devices tell of their load so often: no event comes of it.
+LOOK_EVERY_S = 2.0
 
 
 class Core:
@@ -46,23 +53,36 @@ class Core:
         self.leader = Leader(me, catalogue, self.book)
         self.copies = Copies()
         self.contacts = Contacts(me)
+        self.flaps = Flaps()
+        self.paces = Paces()
+        self.severed = Severed(me)
+        self._readings = Readings(self.book, catalogue.card)
         # The leader's answers to `Pin` and `Unpin`, by ask: why not, or "" for yes.
         self.pinned: dict[str, str] = {}
         self._me = me
         self._copying: dict[str, DeviceId] = {}
         self._cards_due: float | None = None
+        self._look_due = 0.0
         self._led: tuple[DeviceId | None, int] = (None, 0)
         self._looked_at: Mapping[DeviceId, Member] | None = None
 
     @property
     def deadline(self) -> float | None:
         """When `on_deadline` is due, in the caller's clock."""
-        own = (self._cards_due, self._copies_due)
+        own = (self._cards_due, self._copies_due, self._view_due)
         return earliest((*own, self.cluster.deadline, self.book.deadline, self.leader.deadline, self.contacts.deadline))
 
     @property
     def _copies_due(self) -> float | None:
         return self.copies.deadline if self.leader.leading else None
+
+    @property
+    def _view_due(self) -> float | None:
+        """When something that is held against a device lapses: only a leader needs to know at once."""
+        if not self.leader.leading:
+            return None
+        times = (self.flaps.deadline, self.paces.deadline, self._look_due if self.book.models else None)
+        return min((when for when in times if when is not None), default=None)
 
     def planned(self, now: float) -> dict[DeviceId, Member]:
         """The members that plans may use now."""
@@ -102,6 +122,7 @@ class Core:
         """A link is up."""
         self.contacts.on_linked(device, boot)
         self.copies.on_linked(device)
+        self.severed.on_linked(device)
         effects: list[Effect] = list(self.cluster.on_linked(device, boot, name, address, http_port, now))
         effects += self.catalogue.on_linked(device)
         effects += self.leader.on_linked(device, boot)
@@ -139,7 +160,7 @@ class Core:
         if self._cards_due is not None and self._cards_due <= now:
             self._cards_due = None
             effects += self.catalogue.retry_cards()
-        due = [self.leader.deadline, self._copies_due, self.contacts.deadline]
+        due = [self.leader.deadline, self._copies_due, self._view_due, self.contacts.deadline]
         if any(when is not None and when <= now for when in due):
             effects.append(Changed())
         return self._settle(effects, now)
@@ -152,18 +173,18 @@ class Core:
         """The search for plans ended."""
         return self._settle(self.leader.on_solved(model, problem, result, now), now)
 
-    def on_loaded(self, recipe: Recipe, handle: int, now: float) -> list[Effect]:
-        """A shard is loaded."""
-        return self._settle([*self.shards.on_loaded(recipe, handle), *self.book.on_shards()], now)
+    def on_loaded(self, recipe: Recipe, handle: int, now: float, took_ms: float = 0.0) -> list[Effect]:
+        """A shard is loaded, checks included."""
+        return self._settle([*self.shards.on_loaded(recipe, handle, took_ms), *self.book.on_shards()], now)
 
     def on_load_failed(self, recipe: Recipe, reason: str, now: float) -> list[Effect]:
         """A shard cannot be loaded."""
         return self._settle([*self.shards.on_load_failed(recipe, reason), *self.book.on_shards()], now)
 
-    def on_shard_fetched(self, recipe: Recipe, reason: str, now: float) -> list[Effect]:
+    def on_shard_fetched(self, recipe: Recipe, reason: str, now: float, took_ms: float = 0.0) -> list[Effect]:
         """A shard's file has arrived, or (with a reason) has not."""
         shards = self.shards
-        effects = shards.on_fetch_failed(recipe, reason) if reason else shards.on_fetched(recipe)
+        effects = shards.on_fetch_failed(recipe, reason) if reason else shards.on_fetched(recipe, took_ms)
         return self._settle([*effects, *self.book.on_shards()], now)
 
     def on_model_fetched(self, digest: str, reason: str, now: float) -> list[Effect]:
@@ -220,6 +241,7 @@ class Core:
             Pin: lambda: self.leader.on_pin(source, _as(Pin, message), now),
             Unpin: lambda: self.leader.on_pin(source, _as(Unpin, message), now),
             PinAnswer: lambda: self._pin_answered(_as(PinAnswer, message)),
+            CutOff: lambda: self._cut_off(source, _as(CutOff, message)),
         }
         handler = handlers.get(type(message))
         if handler is not None:
@@ -248,6 +270,10 @@ class Core:
             del self.pinned[ask]
         return [Changed()]
 
+    def _cut_off(self, source: DeviceId, message: CutOff) -> list[Effect]:
+        self.severed.on_cut_off(source, message)
+        return [Changed()]
+
     def _copy_failed(self, source: DeviceId, message: CopyFailed, now: float) -> list[Effect]:
         if not self.leader.leading:
             return []
@@ -270,8 +296,13 @@ class Core:
                 changed = False
                 pending.extend(self._review(now))
             else:
-                return [*out, *self._redial(now)]
+                return [*out, *self._redial(now), *self._tell_cut_off()]
         raise AssertionError("a node talks to itself without end")
+
+    def _tell_cut_off(self) -> list[Effect]:
+        """Tell the leader whom this device cannot reach; a leader cannot use whom it cannot reach itself."""
+        leader = self.cluster.leader
+        return [] if leader == self._me else self.severed.review(leader, self.contacts.cut_off)
 
     def _follow_leader(self, now: float) -> list[Effect]:
         """Take up or lay down the leader's work as the election says."""
@@ -294,7 +325,7 @@ class Core:
         gone = [model for model in self.book.known if self.catalogue.gone(model)]
         effects = [effect for model in gone for effect in self.book.on_gone(model, now)]
         planned = self.planned(now)
-        effects += self.leader.review(planned, now)
+        effects += self.leader.review(self._view(planned, now), now)
         if self.leader.leading:
             disks = {device: member.capability.disk_bytes for device, member in planned.items()}
             effects += self.copies.review(self.catalogue, disks, now)
@@ -307,6 +338,18 @@ class Core:
             return []
         self._looked_at = members
         return self.contacts.review(self._dialable(), now)
+
+    def _view(self, planned: dict[DeviceId, Member], now: float) -> View:
+        """The devices as a leader plans with them: slow ones as slow as they are, flappers to be used last."""
+        if not self.cluster.isolated:
+            self.flaps.on_members({device: member.boot_id for device, member in planned.items()}, now)
+        if not self.leader.leading:
+            return View(planned)
+        self._look_due = now + LOOK_EVERY_S
+        self.paces.on_readings(self._readings.of(planned), now)
+        alive = {d: slowed(member, self.paces.factor(d, member.boot_id)) for d, member in planned.items()}
+        departures = {device: self.flaps.departures(device, now) for device in planned}
+        return View(alive, self.flaps.held(now), self.severed.pairs(planned), departures)
 
     def _dialable(self) -> list[Member]:
         states = {MemberState.ALIVE, MemberState.SUSPECT}

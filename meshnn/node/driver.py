@@ -32,7 +32,7 @@ from meshnn.net.transport import Transport
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.contacts import remembered
 from meshnn.node.core import Core
-from meshnn.node.dataplane import DataPlane
+from meshnn.node.dataplane import DataPlane, Stats
 from meshnn.node.effects import Effect, Fetch
 from meshnn.node.library import Library
 from meshnn.node.messages import NameRecord
@@ -286,8 +286,17 @@ class Node:
             if not math.isclose(free_bytes, told.disk_bytes, rel_tol=DISK_NEWS):
                 told = self._tell(msgspec.structs.replace(told, disk_bytes=free_bytes))
             stats = self.plane.stats()
-            load = Load(stats.queued, stats.slowest_ms, busy.free_bytes, busy.cpu_percent)
+            load = Load(stats.queued, self._stage_ms(stats), busy.free_bytes, busy.cpu_percent)
             self.post(partial(self.core.set_load, load))
+
+    def _stage_ms(self, stats: Stats) -> float:
+        """The slowest of the stages this device has in the plans that serve: what it is judged by.
+
+        A shard that waits for a death, or ran in an earlier plan, says nothing of today.
+        """
+        plans = [plans for model in self.core.book.models if (plans := self.core.book.active(model)) is not None]
+        mine = {recipe for one in plans for recipe in one.main.recipes_of(self.me)}
+        return max((ms for recipe, ms in stats.stage_ms.items() if recipe in mine), default=0.0)
 
     def _tell(self, capability: Capability) -> Capability:
         self.post(partial(self.core.set_capability, capability))

@@ -10,6 +10,7 @@ import msgspec
 from meshnn.cluster.effects import Effect as ClusterEffect
 from meshnn.cluster.member import DeviceId
 from meshnn.node.messages import FileKind, NameRecord
+from meshnn.plan.messages import Golden
 from meshnn.plan.plan import Epoch, Recipe
 
 M_co = TypeVar("M_co", bound=msgspec.Struct, covariant=True)
@@ -25,7 +26,10 @@ class Send(Generic[M_co]):
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Get a file from any of `holders`; answered by `on_fetched` or `on_fetch_failed`."""
+    """Get a file from any of `holders`; answered by `on_fetched` or `on_fetch_failed`.
+
+    `golden` is what a shard must compute once it is loaded.
+    """
 
     kind: FileKind
     key: str
@@ -33,6 +37,7 @@ class Fetch:
     sha256: str
     holders: tuple[DeviceId, ...]
     recipe: Recipe | None = None
+    golden: Golden | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from meshnn.cluster.member import BootId, DeviceId, Member
 from meshnn.graph.card import Card
+from meshnn.node.outlook import outlooks
+from meshnn.node.view import Pair, View
+from meshnn.plan.messages import Lack, Outlook, Ready
 from meshnn.plan.plan import Epoch, Plan, PlanSet
-from meshnn.plan.ranges import plan_memory
+from meshnn.plan.ranges import memory_of, plan_memory
 
-# A device as a plan was made for it: its life, its memory budget, its speed.
-Mark = tuple[DeviceId, BootId, int, float]
+# A device as a plan was made for it: its life, its memory budget, its speed, whether it was to be used last.
+Mark = tuple[DeviceId, BootId, int, float, bool]
 
 
 class Phase(enum.Enum):
@@ -25,7 +28,11 @@ class Phase(enum.Enum):
 
 @dataclass(slots=True)
 class Job:
-    """A plan in the making; a voluntary one replaces a plan that works."""
+    """A plan in the making; a voluntary one replaces a plan that works.
+
+    `kept` is set where it may only cover more deaths, not move what serves. One that is `inherited` is a contingency of
+    the plan before; with `held` its devices need no files.
+    """
 
     phase: Phase
     epoch: Epoch
@@ -33,14 +40,20 @@ class Job:
     members: tuple[Member, ...]
     voluntary: bool
     deadline: float
+    view: View = field(default_factory=View)
+    kept: bool = False
+    held: bool = False
+    inherited: bool = False
     holder: DeviceId | None = None
     plans: PlanSet | None = None
     loaded: dict[DeviceId, frozenset[Epoch]] = field(default_factory=dict)
+    stored: dict[DeviceId, frozenset[Epoch]] = field(default_factory=dict)
+    lacks: dict[DeviceId, tuple[Lack, ...]] = field(default_factory=dict)
 
     @property
     def marks(self) -> frozenset[Mark]:
         """The devices it was solved for."""
-        return frozenset(mark_of(member) for member in self.members)
+        return frozenset(mark_of(member, self.view.held) for member in self.members)
 
     def lives(self) -> dict[DeviceId, BootId]:
         """The devices that must stay alive for it: those of its plan, before that all it may use."""
@@ -48,34 +61,71 @@ class Job:
             return self.plans.main.lives()
         return {member.device_id: member.boot_id for member in self.members}
 
+    def hear(self, source: DeviceId, message: Ready) -> None:
+        """What a device has of the plan set now."""
+        self.loaded[source] = frozenset(message.loaded)
+        self.stored[source] = frozenset((*message.loaded, *message.on_disk))
+        self.lacks[source] = message.lacks
+
+    def activated(self) -> ActivePlan:
+        """The row of its plan, that serves from now on; one that was only inherited is to be looked at at once."""
+        assert self.plans is not None
+        marks = frozenset() if self.inherited else self.marks
+        row = ActivePlan(self.plans, self.loaded, marks, self.view.severed, kept=self.kept)
+        row.stored, row.lacks = self.stored, self.lacks
+        return row
+
     def complete(self) -> bool:
         """Whether every device of the plan has loaded its shards."""
-        return self.plans is not None and loaded_everywhere(self.plans.main, self.loaded)
+        return self.plans is not None and everywhere(self.plans.main, self.loaded)
 
 
 @dataclass(slots=True)
 class ActivePlan:
     """An active plan as its leader knows it: who has loaded what, who was told what, for which devices it was made.
 
-    `broken` is set where one of its devices says that it cannot serve it.
+    `broken` is set where one of its devices says that it cannot serve it; `kept` where the devices it was made for
+    might serve better another way, for which it was too soon.
     """
 
     plans: PlanSet
     loaded: dict[DeviceId, frozenset[Epoch]]
     considered: frozenset[Mark] = frozenset()
-    told: dict[DeviceId, tuple[BootId, tuple[Epoch, ...]]] = field(default_factory=dict)
+    severed: frozenset[Pair] = frozenset()
+    told: dict[DeviceId, tuple[BootId, tuple[Epoch, ...], tuple[Outlook, ...]]] = field(default_factory=dict)
     broken: bool = False
+    kept: bool = False
+    stored: dict[DeviceId, frozenset[Epoch]] = field(default_factory=dict)
+    lacks: dict[DeviceId, tuple[Lack, ...]] = field(default_factory=dict)
+
+    def hear(self, source: DeviceId, message: Ready) -> None:
+        """What a device has of the plan set now."""
+        self.loaded[source] = frozenset(message.loaded)
+        self.stored[source] = frozenset((*message.loaded, *message.on_disk))
+        self.lacks[source] = message.lacks
 
     def ready(self) -> tuple[Epoch, ...]:
         """The epochs of which every shard is loaded."""
-        return tuple(plan.epoch for plan in self.plans.plans if loaded_everywhere(plan, self.loaded))
+        return tuple(plan.epoch for plan in self.plans.plans if everywhere(plan, self.loaded))
 
-    def usable(self, lives: Mapping[DeviceId, BootId]) -> Plan | None:
-        """The plan itself, else a loaded contingency, that these devices can run as they live now."""
+    def outlooks(self, leader: DeviceId) -> tuple[Outlook, ...]:
+        """What the death of each of its devices would mean."""
+        return outlooks(self.plans, frozenset(self.ready()), self.lacks, leader)
+
+    def usable(self, runs: Callable[[Plan], bool]) -> Plan | None:
+        """The plan itself, else a loaded contingency, that runs now."""
         ready = self.ready()
         plans = [plan for plan in self.plans.contingencies if plan.epoch in ready]
         plans = plans if self.broken else [self.plans.main, *plans]
-        return next((plan for plan in plans if runs_on(plan, lives)), None)
+        return next((plan for plan in plans if runs(plan)), None)
+
+    def heir(self, runs: Callable[[Plan], bool]) -> tuple[Plan, bool] | None:
+        """The contingency to load after a loss, and whether every device has its files; None where one is loaded."""
+        if self.usable(runs) is not None:
+            return None
+        plans = [plan for plan in self.plans.contingencies if runs(plan)]
+        plans.sort(key=lambda plan: not everywhere(plan, self.stored))
+        return (plans[0], everywhere(plans[0], self.stored)) if plans else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +147,35 @@ def adopted(plans: PlanSet, ready: frozenset[Epoch]) -> ActivePlan:
     return ActivePlan(plans, loaded)
 
 
-def mark_of(member: Member) -> Mark:
+def mark_of(member: Member, held: Collection[DeviceId]) -> Mark:
     """What of a member a plan depends on."""
-    return (member.device_id, member.boot_id, member.capability.memory_bytes, member.capability.speed)
+    capability = member.capability
+    last = member.device_id in held
+    return (member.device_id, member.boot_id, capability.memory_bytes, capability.speed, last)
 
 
-def runs_on(plan: Plan, lives: Mapping[DeviceId, BootId]) -> bool:
-    """Whether every device of a plan lives in the life it was made for."""
-    return all(lives.get(device) == boot for device, boot in plan.lives().items())
-
-
-def loaded_everywhere(plan: Plan, loaded: Mapping[DeviceId, frozenset[Epoch]]) -> bool:
-    """Whether every device of a plan has loaded its shards of it."""
-    return all(plan.epoch in loaded.get(device, ()) for device in plan.devices())
+def everywhere(plan: Plan, there: Mapping[DeviceId, frozenset[Epoch]]) -> bool:
+    """Whether every device of a plan has its shards, by what each was heard to have."""
+    return all(plan.epoch in there.get(device, ()) for device in plan.devices())
 
 
 def memory_taken(
-    models: Iterable[tuple[PlanSet | None, PlanSet | None]], card: Callable[[str], Card | None]
+    models: Iterable[tuple[PlanSet | None, PlanSet | None]], card: Callable[[str], Card | None], *, spares: bool = False
 ) -> dict[DeviceId, int]:
-    """Bytes that some models take on each device: of each the more of its active plan and of the one in the making."""
+    """Bytes that some models take on each device: of each the more of its active plan and of the one in the making.
+
+    With `spares`, what their contingencies take beside.
+    """
     taken: dict[DeviceId, int] = {}
     for sets in models:
         most: dict[DeviceId, int] = {}
         for plans in sets:
             found = None if plans is None else card(plans.main.digest)
             if plans is not None and found is not None:
-                for device, size in plan_memory(found, plans.main).items():
-                    most[device] = max(most.get(device, 0), size)
+                main = plan_memory(found, plans.main)
+                sizes = memory_of(found, plans.plans) if spares else main
+                for device, size in sizes.items():
+                    most[device] = max(most.get(device, 0), size - (main.get(device, 0) if spares else 0))
         for device, size in most.items():
             taken[device] = taken.get(device, 0) + size
     return taken

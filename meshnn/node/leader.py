@@ -10,24 +10,23 @@ refusal, its deadline) ends it; the next review starts another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import msgspec
 
 from meshnn.cluster.member import BootId, DeviceId, Member
 from meshnn.graph.card import Card
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.effects import Changed, Effect, Send, Solve, note
-from meshnn.node.jobs import ActivePlan, Failure, Job, Phase, adopted, mark_of, memory_taken, runs_on
+from meshnn.node.jobs import ActivePlan, Failure, Job, Phase, adopted, mark_of, memory_taken
 from meshnn.node.messages import NameRecord, Pin, PinAnswer, Unpin
+from meshnn.node.occasions import look_again
 from meshnn.node.pins import Pins, Sight
 from meshnn.node.plans import PlanBook
 from meshnn.node.problem import Problem, better
-from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Fetch, Prepare, Ready, Refused, Retire, Unplanned
-from meshnn.plan.plan import Epoch, PlanSet, Recipe
+from meshnn.node.shardfiles import ShardFiles
+from meshnn.node.view import View
+from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Ready, Refused, Retire, Unplanned
+from meshnn.plan.plan import Epoch, Plan, PlanSet, Recipe
 
-# A device must have been here so long before a working plan is changed for it, in seconds.
-STABLE_S = 3.0
-# At most one voluntary change of a model's plan in so many seconds.
-VOLUNTARY_S = 20.0
 # How long each phase may take, in seconds; fetching adds its bytes at the slowest link we plan for.
 SOLVE_S = 60.0
 CUT_S = 60.0
@@ -38,8 +37,6 @@ BACKOFF_S = 2.0
 BACKOFF_MAX_S = 30.0
 # A device that refused a plan of a model is planned without for so long.
 REFUSED_S = 30.0
-# Files of shards that are remembered: beyond it only those of models that have a name.
-FILES_MAX = 4096
 
 
 class Leader:
@@ -52,14 +49,14 @@ class Leader:
         self._book = book
         self._term: int | None = None
         self._number = 0
-        self._alive: dict[DeviceId, Member] = {}
+        self._view = View()
         self._since: dict[tuple[DeviceId, BootId], float] = {}
         self._jobs: dict[str, Job] = {}
         self._served: dict[str, ActivePlan] = {}
         self._failures: dict[str, Failure] = {}
         self._refused: dict[tuple[str, DeviceId, BootId], tuple[float, str]] = {}
         self._changed_at: dict[str, float] = {}
-        self._files: dict[Recipe, Fetch] = {}
+        self._files = ShardFiles(catalogue.holders)
         self._pins = Pins()
         self._wake: float | None = None
 
@@ -81,12 +78,12 @@ class Leader:
         for table in (self._jobs, self._served, self._failures, self._refused, self._changed_at):
             table.clear()
         self._pins.clear()
-        return self.review(self._alive, now)
+        return self.review(self._view, now)
 
-    def review(self, alive: Mapping[DeviceId, Member], now: float) -> list[Effect]:
+    def review(self, view: View, now: float) -> list[Effect]:
         """Look at every model: what must start, what must end, who must be told."""
-        self._alive = dict(alive)
-        lives = {(member.device_id, member.boot_id) for member in alive.values()}
+        self._view = view
+        lives = {(member.device_id, member.boot_id) for member in view.alive.values()}
         self._since = {life: self._since.get(life, now) for life in lives}
         if self._term is None:
             return []
@@ -116,23 +113,19 @@ class Leader:
             refusals = self._refusals(model)
             effects = self._fail(model, "; ".join([result, *refusals]), now, hopeless=not refusals)
         elif job.voluntary and served is not None and not better(result, served.plans, problem):
-            served.considered = job.marks
+            served.considered, served.severed, served.kept = job.marks, job.view.severed, job.kept
             del self._jobs[model]
         else:
             job.plans = result
             effects = self._cut(model, job, now)
-        return [*effects, *self.review(self._alive, now)]
+        return [*effects, *self.review(self._view, now)]
 
     def on_cut_done(self, message: CutDone, now: float) -> list[Effect]:
         """The files of the plan are there to be fetched."""
         if self._term is None:
             return []
         named = {record.digest for record in self._catalogue.records}
-        for fetch in message.files:
-            if fetch.recipe.digest in named:
-                self._files[fetch.recipe] = fetch
-        if len(self._files) > FILES_MAX:
-            self._prune(named)
+        self._files.learn(message.files, named, self._recipes_at_hand)
         model, job = self._job_of(message.epoch)
         if job is None or job.phase is not Phase.CUTTING:
             return []
@@ -147,19 +140,20 @@ class Leader:
         """A device has loaded its shards of some plans."""
         for served in self._served.values():
             if served.plans.main.epoch == message.epoch:
-                served.loaded[source] = frozenset(message.loaded)
+                served.hear(source, message)
                 return self._tell(served.plans.main.model)
         model, job = self._job_of(message.epoch)
         if job is None or job.plans is None:
             return []
-        job.loaded[source] = frozenset(message.loaded)
+        job.hear(source, message)
         if not job.complete():
             return []
         del self._jobs[model]
         self._failures.pop(model, None)
-        self._changed_at[model] = now
-        self._served[model] = ActivePlan(job.plans, job.loaded, job.marks)
-        return [Changed(), *self.review(self._alive, now), *self._pins.answer(model)]
+        if job.voluntary and not job.kept:
+            self._changed_at[model] = now
+        self._served[model] = job.activated()
+        return [Changed(), *self.review(self._view, now), *self._pins.answer(model)]
 
     def on_refused(self, source: DeviceId, message: Refused, now: float) -> list[Effect]:
         """A device cannot prepare, or not serve any more: the next plan does without it for a while."""
@@ -192,7 +186,7 @@ class Leader:
             )
             return [Send(source, PinAnswer(message.ask, reason))]
         effects = [*self._pins.ask(source, message), *self._abort(message.model, keep_wish=True)]
-        return [*effects, *self.review(self._alive, now)]
+        return [*effects, *self.review(self._view, now)]
 
     def on_linked(self, device: DeviceId, boot: BootId) -> list[Effect]:
         """A link is up again: what was said meanwhile may be lost, so it is said anew to this life of the device."""
@@ -208,7 +202,7 @@ class Leader:
             preparing.append(served.plans)
         for plans in preparing:
             if all(plan.lives().get(device, boot) == boot for plan in plans.plans):
-                effects += [send for send in self._prepares(plans) if send.to == device]
+                effects += [send for send in self._files.prepares(plans, self._view.alive) if send.to == device]
         return effects
 
     def _review_job(self, record: NameRecord, now: float) -> list[Effect]:
@@ -216,8 +210,9 @@ class Leader:
         job = self._jobs.get(record.name)
         if job is None:
             return []
-        lost = [device for device, boot in job.lives().items() if self._lives().get(device) != boot]
-        if job.phase is Phase.CUTTING and job.holder not in self._alive:
+        lives = self._view.lives
+        lost = [device for device, boot in job.lives().items() if lives.get(device) != boot]
+        if job.phase is Phase.CUTTING and job.holder not in lives:
             lost.append(record.device)
         if lost or job.digest != record.digest:
             return self._abort(record.name)
@@ -234,20 +229,41 @@ class Leader:
         if model in self._jobs or card is None or solving:
             return []
         served = self._adopt(record)
-        whole = served is not None and not served.broken and runs_on(served.plans.main, self._lives())
+        whole = served is not None and not served.broken and self._runs(served.plans.main)
         if self._pins.wish(model) is not None or (served is not None and served.plans.main.pinned):
             return self._review_pin(record, card, served, now, whole=whole)
-        usable = self._usable(model)
-        due = self._voluntary_at(model, served, usable, now) if served is not None and whole else now
         failure = self._failures.get(model)
-        if failure is not None and failure.signature == self._signature(record):
-            due = None if due is None else max(due, failure.until)
-        if due is None:
-            return []
+        failed = failure is not None and failure.signature == self._signature(record)
+        if served is not None and not whole and not failed:
+            effects = self._inherit(record, served, now)
+            if effects:
+                return effects
+        due, kept = (now, False)
+        if served is not None and whole:
+            due, kept = look_again(
+                served, self._usable(model), self._view, self._since, self._changed_at.get(model), now
+            )
+        if failure is not None and failed:
+            due = max(due, failure.until)
         if due > now:
             self._wake_at(due)
             return []
-        return self._solve(record, card, served, now, voluntary=whole)
+        return self._solve(record, card, served, now, voluntary=whole, kept=kept)
+
+    def _inherit(self, record: NameRecord, served: ActivePlan, now: float) -> list[Effect]:
+        """After a loss: go on with the plan that was made for it; what it can be made better by comes after."""
+        usable = {member.device_id for member in self._usable(record.name)}
+        heir = served.heir(lambda plan: usable.issuperset(plan.devices()) and self._runs(plan))
+        if heir is None:
+            return []
+        plan, held = heir
+        epoch, view = self._next_epoch(), self._view
+        members = tuple(member for _, member in sorted(view.alive.items()))
+        job = Job(Phase.SOLVING, epoch, record.digest, members, voluntary=False, deadline=now + SOLVE_S, view=view)
+        job.held, job.inherited = held, True
+        job.plans = PlanSet(msgspec.structs.replace(plan, epoch=epoch))
+        self._jobs[record.name] = job
+        return self._cut(record.name, job, now)
 
     def _review_pin(
         self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, *, whole: bool
@@ -256,17 +272,17 @@ class Leader:
         failure, troubles = self._failures.get(record.name), self._refusals(record.name)
         if failure is not None and failure.until > now:
             troubles.append("the next try to prepare it")
-        members = tuple(member for _, member in sorted(self._alive.items()))
+        members = tuple(member for _, member in sorted(self._view.alive.items()))
         active = None if served is None else served.plans.main
         sight = Sight(record, card, members, active, whole, self._used_elsewhere(record.name), tuple(troubles))
         verdict = self._pins.review(sight, self._next_epoch)
         if verdict.tell_again and served is not None:
             served.told.clear()
         if verdict.search:
-            return self._solve(record, card, None, now, voluntary=False)
+            return self._solve(record, card, None, now, voluntary=False, kept=False)
         if verdict.plan is None:
             return list(verdict.effects)
-        job = Job(Phase.SOLVING, verdict.plan.epoch, record.digest, members, whole, now + SOLVE_S)
+        job = Job(Phase.SOLVING, verdict.plan.epoch, record.digest, members, whole, now + SOLVE_S, self._view)
         job.plans, self._jobs[record.name] = PlanSet(verdict.plan), job
         return self._cut(record.name, job, now)
 
@@ -274,20 +290,6 @@ class Leader:
         assert self._term is not None
         self._number += 1
         return Epoch(self._term, self._me, self._number)
-
-    def _voluntary_at(self, model: str, served: ActivePlan, usable: tuple[Member, ...], now: float) -> float | None:
-        """When a plan that works is to be looked at again; None while the devices are those it was made for."""
-        devices = {member.device_id for member in usable}
-        if not devices.issuperset(served.plans.main.devices()):
-            # A device of the plan refused another one: leave well alone until it may be asked again.
-            return None
-        fresh = {mark_of(member) for member in usable} - served.considered
-        if not fresh:
-            gone = {mark[0] for mark in served.considered} - devices
-            return now if gone else None
-        steady = max(self._since[device, boot] for device, boot, _, _ in fresh) + STABLE_S
-        changed_at = self._changed_at.get(model)
-        return steady if changed_at is None else max(steady, changed_at + VOLUNTARY_S)
 
     def _adopt(self, record: NameRecord) -> ActivePlan | None:
         """The row of the plan that serves this model: this leader's, or one that another made and this node learnt."""
@@ -298,28 +300,32 @@ class Leader:
         return served if served is not None and served.plans.main.digest == record.digest else None
 
     def _solve(
-        self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, *, voluntary: bool
+        self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, *, voluntary: bool, kept: bool
     ) -> list[Effect]:
-        epoch = self._next_epoch()
-        members = self._usable(record.name)
-        self._jobs[record.name] = Job(Phase.SOLVING, epoch, record.digest, members, voluntary, now + SOLVE_S)
-        self._wake_at(now + SOLVE_S)
+        epoch, view, model = self._next_epoch(), self._view, record.name
+        members = self._usable(model)
+        job = Job(Phase.SOLVING, epoch, record.digest, members, voluntary, now + SOLVE_S, view, kept)
+        self._jobs[model] = job
+        self._wake_at(job.deadline)
         # What is loaded already goes on at once, unless another plan is much better.
-        current = None if served is None else served.usable({m.device_id: m.boot_id for m in members})
-        used = self._used_elsewhere(record.name)
-        return [Solve(record.name, Problem(record.name, card, members, epoch, used, len(self._alive), current))]
+        usable = {member.device_id for member in members}
+        current = None
+        if served is not None:
+            current = served.usable(lambda plan: usable.issuperset(plan.devices()) and self._runs(plan))
+        used, spared = self._used_elsewhere(model), self._used_elsewhere(model, spares=True)
+        facts = (card, members, epoch, used, len(view.alive), current, kept)
+        return [Solve(model, Problem(model, *facts, view.links(), view.held, view.risk(), spared))]
 
     def _cut(self, model: str, job: Job, now: float) -> list[Effect]:
         """Have the recipes cut whose files are not known; then prepare."""
         assert job.plans is not None
-        wanted = sorted({recipe for plan in job.plans.plans for recipe, _ in plan.placements()})
-        missing = tuple(recipe for recipe in wanted if recipe not in self._files)
-        if not missing:
+        missing = self._files.missing(job.plans)
+        if not missing or job.held:
             return self._prepare(model, job, now)
         if job.phase is Phase.CUTTING:
             return self._fail(model, "the holder did not cut every shard", now)
-        holders = [device for device in self._catalogue.holders(job.digest) if device in self._alive]
-        cutters = [device for device in holders if self._alive[device].capability.can_cut]
+        holders = [device for device in self._catalogue.holders(job.digest) if device in self._view.alive]
+        cutters = [device for device in holders if self._view.alive[device].capability.can_cut]
         if not cutters:
             return self._fail(model, "no device that holds the file can cut it (ai-edge-litert cuts)", now)
         cutters.sort(key=lambda device: (device != self._me, device))
@@ -331,52 +337,31 @@ class Leader:
 
     def _prepare(self, model: str, job: Job, now: float) -> list[Effect]:
         assert job.plans is not None
-        prepares = self._prepares(job.plans)
+        prepares = self._files.prepares(job.plans, self._view.alive, held=job.held)
         size_bytes = sum(fetch.size_bytes for sent in prepares for fetch in sent.message.fetch)
         job.phase, job.deadline = Phase.PREPARING, now + PREPARE_S + size_bytes / PREPARE_BYTES_PER_S
         self._wake_at(job.deadline)
         placed = {self._name(device): len(job.plans.main.recipes_of(device)) for device in job.plans.main.devices()}
         return [*prepares, note("plan_preparing", model=model, epoch=str(job.epoch), shards=placed)]
 
-    def _prepares(self, plans: PlanSet) -> list[Send[Prepare]]:
-        """What each device of a plan set must hold, as messages; none where the files are another leader's affair."""
-        if any(recipe not in self._files for plan in plans.plans for recipe, _ in plan.placements()):
-            return []
-        sends: list[Send[Prepare]] = []
-        for device in sorted({device for plan in plans.plans for device in plan.devices()}):
-            recipes = sorted({recipe for plan in plans.plans for recipe in plan.recipes_of(device)})
-            files = tuple(self._with_holders(self._files[recipe]) for recipe in recipes)
-            sends.append(Send(device, Prepare(plans, files)))
-        return sends
-
-    def _with_holders(self, fetch: Fetch) -> Fetch:
-        """The file with whoever can serve it today: its cutter, and every holder that can cut it again."""
-        recipe = fetch.recipe
-        cutters = [d for d in self._catalogue.holders(recipe.digest) if d in self._alive]
-        first = [device for device in fetch.holders if device in self._alive]
-        return Fetch(recipe, fetch.sha256, fetch.size_bytes, tuple(dict.fromkeys([*first, *cutters])))
-
-    def _prune(self, named: set[str]) -> None:
-        """Forget files of models without a name; where that is not enough, those of no plan at hand."""
+    def _recipes_at_hand(self) -> set[Recipe]:
+        """The recipes of the plans that serve or are in the making."""
         sets = [*(job.plans for job in self._jobs.values()), *(served.plans for served in self._served.values())]
-        used = {recipe for plans in sets if plans for plan in plans.plans for recipe, _ in plan.placements()}
-        self._files = {recipe: fetch for recipe, fetch in self._files.items() if recipe.digest in named}
-        if len(self._files) > FILES_MAX:
-            self._files = {recipe: fetch for recipe, fetch in self._files.items() if recipe in used}
+        return {recipe for plans in sets if plans for plan in plans.plans for recipe, _ in plan.placements()}
 
     def _tell(self, model: str) -> list[Effect]:
         """Give the active plan to every alive device that has not heard of it in this form."""
         served = self._served.get(model)
         if served is None or self._term is None:
             return []
-        ready = served.ready()
+        ready, outlooks = served.ready(), served.outlooks(self._me)
         effects: list[Effect] = []
-        for device, member in sorted(self._alive.items()):
-            said = (member.boot_id, ready)
+        for device, member in sorted(self._view.alive.items()):
+            said = (member.boot_id, ready, outlooks)
             if served.told.get(device) != said:
                 served.told[device] = said
-                effects.append(Send(device, Activate(served.plans, ready)))
-        served.told = {device: said for device, said in served.told.items() if device in self._alive}
+                effects.append(Send(device, Activate(served.plans, ready, outlooks)))
+        served.told = {device: said for device, said in served.told.items() if device in self._view.alive}
         return effects
 
     def _forget(self, model: str) -> list[Effect]:
@@ -394,7 +379,7 @@ class Leader:
         if job.phase is not Phase.PREPARING or job.plans is None:
             return answers
         devices = {device for plan in job.plans.plans for device in plan.devices()}
-        retire = [Send(device, Retire(model, job.epoch)) for device in sorted(devices) if device in self._alive]
+        retire = [Send(device, Retire(model, job.epoch)) for device in sorted(devices) if device in self._view.alive]
         return [*retire, *answers]
 
     def _fail(self, model: str, reason: str, now: float, *, hopeless: bool = False) -> list[Effect]:
@@ -410,20 +395,21 @@ class Leader:
             self._wake_at(now + wait_s)
             if not voluntary:
                 word = Unplanned(model, record.digest, reason, hopeless)
-                effects += [Send(device, word) for device in sorted(self._alive)]
+                effects += [Send(device, word) for device in sorted(self._view.alive)]
         return [*effects, note("no_plan", warning=True, model=model, reason=reason), Changed()]
 
-    def _used_elsewhere(self, model: str) -> dict[DeviceId, int]:
-        """Bytes that the plans of the other models take on each device, or will; their contingencies give way."""
+    def _used_elsewhere(self, model: str, *, spares: bool = False) -> dict[DeviceId, int]:
+        """Bytes that the plans of the other models take on each device, or will; with `spares` their contingencies."""
         names = sorted({*self._book.models, *self._jobs} - {model})
         jobs = {name: self._jobs[name].plans for name in names if name in self._jobs}
-        return memory_taken([(self._book.active(name), jobs.get(name)) for name in names], self._catalogue.card)
+        sets = [(self._book.active(name), jobs.get(name)) for name in names]
+        return memory_taken(sets, self._catalogue.card, spares=spares)
 
     def _usable(self, model: str) -> tuple[Member, ...]:
         """The alive devices that have not refused this model of late, sorted by id."""
         return tuple(
             member
-            for device, member in sorted(self._alive.items())
+            for device, member in sorted(self._view.alive.items())
             if (model, device, member.boot_id) not in self._refused
         )
 
@@ -433,18 +419,19 @@ class Leader:
 
     def _signature(self, record: NameRecord) -> tuple[object, ...]:
         """What a failure depends on: the model, the devices, who holds the file, what other models take."""
-        holders = tuple(device for device in self._catalogue.holders(record.digest) if device in self._alive)
-        marks = tuple(mark_of(member) for member in self._usable(record.name))
+        holders = tuple(device for device in self._catalogue.holders(record.digest) if device in self._view.alive)
+        marks = tuple(mark_of(member, self._view.held) for member in self._usable(record.name))
         return (record.digest, marks, holders, tuple(sorted(self._used_elsewhere(record.name).items())))
 
     def _job_of(self, epoch: Epoch) -> tuple[str, Job | None]:
         return next(((model, job) for model, job in self._jobs.items() if job.epoch == epoch), ("", None))
 
-    def _lives(self) -> dict[DeviceId, BootId]:
-        return {device: member.boot_id for device, member in self._alive.items()}
+    def _runs(self, plan: Plan) -> bool:
+        """Whether a plan can run on the devices as they live now."""
+        return self._view.runs(plan, self._catalogue.card(plan.digest))
 
     def _name(self, device: DeviceId) -> str:
-        return self._alive[device].name if device in self._alive else device
+        return self._view.alive[device].name if device in self._view.alive else device
 
     def _wake_at(self, when: float) -> None:
         self._wake = when if self._wake is None else min(self._wake, when)

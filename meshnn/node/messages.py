@@ -86,6 +86,12 @@ class PinAnswer(msgspec.Struct, frozen=True, tag=True):
     reason: str = ""
 
 
+class CutOff(msgspec.Struct, frozen=True, tag=True):
+    """Any node to the leader: these devices live, but the sender has had no link to them for a while."""
+
+    devices: tuple[DeviceId, ...]
+
+
 class Want(msgspec.Struct, frozen=True, tag=True):
     """Send me a piece of this file; answered by `Chunk` frames or `Missing`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,8 @@ from meshnn.cluster.effects import (
     SendStream,
 )
 from meshnn.cluster.member import Address, DeviceId
-from meshnn.device import probe
-from meshnn.device.interpreter import Engine
+from meshnn.device import golden, probe
+from meshnn.device.interpreter import Engine, Loaded
 from meshnn.device.store import Store
 from meshnn.errors import MeshError, ModelError
 from meshnn.graph.card import Card
@@ -47,14 +48,18 @@ from meshnn.node.effects import (
 from meshnn.node.library import Library
 from meshnn.node.messages import BUSY_MS_MAX, Busy
 from meshnn.node.transfer import Transfers
-from meshnn.plan.messages import CutDone, CutFailed
-from meshnn.plan.plan import PlanSet
+from meshnn.plan.messages import CutDone, CutFailed, Golden
+from meshnn.plan.messages import Fetch as ShardFile
+from meshnn.plan.plan import PlanSet, Recipe
+from meshnn.plan.ranges import memory_bytes
 from meshnn.telemetry import logger
 
 # While the runtime repacks weights nothing else of this process runs: measured 0.65 ms per MB of processor time, which
 # a busy machine stretches about threefold.
 HELD_MS_PER_BYTE = 2e-6
 HELD_MS_MIN = 200
+# Golden vectors that are remembered, so that a shard cut again is not run again.
+GOLDENS_MAX = 4096
 
 _log = logger(__name__)
 
@@ -91,6 +96,8 @@ class Performer:
         self._library = library
         self._transfers = transfers
         self._disk = asyncio.Lock()
+        self._numeric_class = engine.numeric_class
+        self._goldens: dict[Recipe, Golden] = {}
         self._share = min(1.0, probe.cpu_quota_cores())
 
     def perform(self, effects: list[Effect]) -> None:
@@ -194,6 +201,7 @@ class Performer:
 
     async def _fetch(self, effect: Fetch) -> None:
         reason, card = "", None
+        began = time.monotonic()
         try:
             path = await contained(self._transfers.fetch(effect), "the transfer of a file")
             if effect.kind == "card":
@@ -201,26 +209,30 @@ class Performer:
         except MeshError as error:
             reason = str(error)
             _log.info("not_fetched", kind=effect.kind, file=effect.key[:12], reason=reason)
-        self._edge.post(self._fetched(effect, reason, card))
+        self._edge.post(self._fetched(effect, reason, card, (time.monotonic() - began) * 1000))
 
-    def _fetched(self, effect: Fetch, reason: str, card: Card | None) -> Callable[[float], list[Effect]]:
+    def _fetched(
+        self, effect: Fetch, reason: str, card: Card | None, took_ms: float
+    ) -> Callable[[float], list[Effect]]:
         """The event a finished transfer makes."""
         core, recipe = self._edge.core, effect.recipe
         if effect.kind == "shard" and recipe is not None:
-            return lambda now: core.on_shard_fetched(recipe, reason, now)
+            return lambda now: core.on_shard_fetched(recipe, reason, now, took_ms=took_ms)
         if effect.kind == "card":
             return lambda now: core.on_card_fetched(effect.key, card, now)
         return lambda now: core.on_model_fetched(effect.key, reason, now)
 
     async def _load(self, effect: Load) -> None:
         core, recipe = self._edge.core, effect.recipe
+        began = time.monotonic()
         try:
             handle = await contained(self._loaded(effect), "loading a shard")
         except MeshError as error:
             reason = str(error)
             self._edge.post(lambda now: core.on_load_failed(recipe, reason, now))
             return
-        self._edge.post(lambda now: core.on_loaded(recipe, handle, now))
+        took_ms = (time.monotonic() - began) * 1000
+        self._edge.post(lambda now: core.on_loaded(recipe, handle, now, took_ms=took_ms))
 
     async def _loaded(self, effect: Load) -> int:
         """The handle of a shard whose file was checked and stays on the disk while it is loaded."""
@@ -233,9 +245,25 @@ class Performer:
             raise ModelError("its file is gone from the disk")
         try:
             self._announce_load(effect.file.size_bytes)
-            return (await self._engine.load(path)).handle
+            loaded = await self._engine.load(path)
+            await self._prove(loaded, effect.file)
         except MeshError:
             await asyncio.to_thread(self._store.unpin, "shard", effect.file.key)
+            raise
+        return loaded.handle
+
+    async def _prove(self, loaded: Loaded, file: Fetch) -> None:
+        """Run the golden vector; ModelError, with the shard dropped, where something else comes out than should."""
+        if file.golden is None:
+            return
+        try:
+            outputs = (await self._engine.run(loaded.handle, golden.inputs_for(loaded.inputs, file.key))).outputs
+            facts = await asyncio.to_thread(golden.facts_of, outputs, self._numeric_class)
+            fault = golden.difference(facts, file.golden, outputs)
+            if fault is not None:
+                raise ModelError(f"the shard fails its golden vector on this device: {fault}")
+        except MeshError:
+            self._engine.unload(loaded.handle)
             raise
 
     def _announce_load(self, size_bytes: int) -> None:
@@ -258,10 +286,43 @@ class Performer:
     async def _cut(self, effect: CutShards) -> None:
         answer: CutDone | CutFailed
         try:
-            answer = CutDone(effect.epoch, await contained(self._library.cut(effect.recipes), "cutting a model"))
+            files = await contained(self._library.cut(effect.recipes), "cutting a model")
+            answer = CutDone(effect.epoch, await contained(self._with_golden(files), "running the golden vectors"))
         except MeshError as error:
             answer = CutFailed(effect.epoch, str(error))
         self._edge.post(lambda now: self._edge.core.answer(effect.to, answer, now))
+
+    async def _with_golden(self, files: tuple[ShardFile, ...]) -> tuple[ShardFile, ...]:
+        """The files with what each shard must compute, as far as there is memory beside what is loaded to run it."""
+        found = []
+        for file in files:
+            known = self._goldens.get(file.recipe) or await self._golden(file)
+            if known is not None:
+                self._goldens[file.recipe] = known
+            found.append(msgspec.structs.replace(file, golden=known))
+        for recipe in list(self._goldens)[: max(0, len(self._goldens) - GOLDENS_MAX)]:
+            del self._goldens[recipe]
+        return tuple(found)
+
+    async def _golden(self, file: ShardFile) -> Golden | None:
+        """What a shard just cut makes of its golden input; None where it cannot be run here."""
+        card, path = self._edge.core.catalogue.card(file.recipe.digest), self._store.path("shard", file.recipe.key)
+        if card is None or path is None:
+            return None
+        if memory_bytes(card, file.recipe, 1) > self._edge.core.shards.free_bytes:
+            _log.info("golden_vector_left_out", shard=file.recipe.key, reason="no memory to run the shard here")
+            return None
+        self._announce_load(file.size_bytes)
+        try:
+            loaded = await self._engine.load(path)
+            try:
+                ran = await self._engine.run(loaded.handle, golden.inputs_for(loaded.inputs, file.recipe.key))
+            finally:
+                self._engine.unload(loaded.handle)
+        except MeshError as error:
+            _log.warning("golden_vector_left_out", shard=file.recipe.key, reason=str(error))
+            return None
+        return await asyncio.to_thread(golden.facts_of, ran.outputs, self._numeric_class)
 
     async def _solve(self, effect: Solve) -> None:
         """Search off the loop; a search that breaks is no plan, else each leader in turn would die of it."""

@@ -10,7 +10,7 @@ from meshnn.errors import NoPlanError, UsageError
 from meshnn.graph.card import Card
 from meshnn.node.effects import Changed, Effect, PlansChanged, Send, note
 from meshnn.node.shards import Level, Shards, State, Wanted
-from meshnn.plan.messages import Activate, Fetch, Prepare, Ready, Refused, Retire, Unplanned
+from meshnn.plan.messages import Activate, Fetch, Lack, Outlook, Prepare, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import Epoch, Plan, PlanSet, Recipe
 from meshnn.plan.ranges import shard_memory
 from meshnn.plan.verify import check_form
@@ -21,6 +21,8 @@ DRAIN_S = 5.0
 ORPHAN_S = 15.0
 # Models of which "no plan" is remembered; the oldest word goes first.
 UNPLANNED_MAX = 256
+# The time that loading takes is told in steps of so many milliseconds.
+LACK_STEP_MS = 50
 
 
 @dataclass(slots=True)
@@ -30,6 +32,7 @@ class _Entry:
     plans: PlanSet
     files: dict[Recipe, Fetch] = field(default_factory=dict)
     ready: frozenset[Epoch] = frozenset()
+    outlooks: tuple[Outlook, ...] = ()
     reported: Ready | Refused | None = None
     orphan_until: float | None = None
 
@@ -77,6 +80,11 @@ class PlanBook:
         """The epochs of the active plan set of which every shard is loaded, as the leader said last."""
         entry = self._active.get(model)
         return frozenset() if entry is None else entry.ready
+
+    def outlooks(self, model: str) -> tuple[Outlook, ...]:
+        """What the death of each device of the active plan would mean, as the leader said last."""
+        entry = self._active.get(model)
+        return () if entry is None else entry.outlooks
 
     def plan(self, model: str, epoch: Epoch) -> Plan | None:
         """The plan of an epoch, be it active, prepared or draining."""
@@ -147,12 +155,19 @@ class PlanBook:
         entry = self._entry(main.model, main.epoch)
         if entry is None:
             entry = self._prepared[main.model] = _Entry(message.plans)
-        entry.files = {fetch.recipe: fetch for fetch in message.fetch}
+        entry.files = self._known(message.plans) | {fetch.recipe: fetch for fetch in message.fetch}
         entry.reported = None
         entry.orphan_until = None
         # What failed is forgotten, so that arranging tries it anew.
         self._shards.forgive(entry.files)
         return self._arrange()
+
+    def _known(self, plans: PlanSet) -> dict[Recipe, Fetch]:
+        """The files of a plan set's shards that an earlier plan of its model named to this device."""
+        mine = {recipe for plan in plans.plans for recipe in plan.recipes_of(self._me)}
+        entries = [entry for entry, _ in self._draining.values()]
+        entries += [t[plans.main.model] for t in (self._prepared, self._active) if plans.main.model in t]
+        return {recipe: fetch for entry in entries for recipe, fetch in entry.files.items() if recipe in mine}
 
     def on_card(self) -> list[Effect]:
         """A card arrived: what waits for it can be counted now, and what was taken on trust is looked at."""
@@ -182,7 +197,7 @@ class PlanBook:
             del self._prepared[main.model]
             if prepared.plans.main.epoch == main.epoch:
                 entry = prepared
-        entry.ready = frozenset(message.ready)
+        entry.ready, entry.outlooks = frozenset(message.ready), message.outlooks
         self._active[main.model] = entry
         if current is not None:
             self._draining[current.plans.main.epoch] = (current, now + DRAIN_S)
@@ -190,9 +205,10 @@ class PlanBook:
 
     def _confirm(self, source: DeviceId, current: _Entry, message: Activate) -> list[Effect]:
         """The active plan again: the leader's word on what is loaded holds; a follower's is no news to a leader."""
-        if (self._leader == self._me != source) or current.ready == frozenset(message.ready):
+        news = (frozenset(message.ready), message.outlooks)
+        if (self._leader == self._me != source) or (current.ready, current.outlooks) == news:
             return []
-        current.ready = frozenset(message.ready)
+        current.ready, current.outlooks = news
         return [PlansChanged()]
 
     def on_retire(self, message: Retire, now: float) -> list[Effect]:
@@ -298,4 +314,13 @@ class PlanBook:
             plan.epoch for plan in mine if all(self._shards.handle(r) is not None for r in plan.recipes_of(self._me))
         ]
         on_disk = [plan.epoch for plan in mine if all(self._shards.has_file(r) for r in plan.recipes_of(self._me))]
-        return Ready(main.epoch, tuple(loaded), tuple(on_disk)) if loaded or on_disk or entry.reported else None
+        if not (loaded or on_disk or entry.reported):
+            return None
+        lacks = tuple(self._lack(entry, plan) for plan in mine if plan.epoch.absent and plan.epoch not in loaded)
+        return Ready(main.epoch, tuple(loaded), tuple(on_disk), lacks)
+
+    def _lack(self, entry: _Entry, plan: Plan) -> Lack:
+        """What this device still needs for a plan; in steps, so that measures that waver are no news."""
+        files = [entry.files[recipe] for recipe in plan.recipes_of(self._me) if recipe in entry.files]
+        fetch_bytes, load_ms = self._shards.lacking(files)
+        return Lack(plan.epoch, fetch_bytes, -(-int(load_ms) // LACK_STEP_MS) * LACK_STEP_MS)

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from meshnn.cluster.member import DeviceId, Member
 from meshnn.errors import NoPlanError
 from meshnn.graph.card import Card
-from meshnn.plan.contingency import loadable
+from meshnn.plan import solver as planning
+from meshnn.plan.contingency import protected
 from meshnn.plan.devices import DeviceInfo, Links, speed_of
 from meshnn.plan.outline import outline
 from meshnn.plan.plan import Epoch, Plan, PlanSet
 from meshnn.plan.planner import solve_set
-from meshnn.plan.solver import Problem as Asked
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One model, the devices it may use, what other models take of their memory, how many ask, what is loaded now."""
+    """One model, the devices it may use, what other models take of their memory, how many ask, what is loaded now.
+
+    With `keep` the current plan stays, if it can run, and only its contingencies are sought. `spared` is what the
+    contingencies of other models take beside `used`; devices in `avoid` are used last.
+    """
 
     model: str
     card: Card
@@ -27,6 +31,11 @@ class Problem:
     used: Mapping[DeviceId, int]
     origins: int
     current: Plan | None = None
+    keep: bool = False
+    links: Links = field(default_factory=Links)
+    avoid: frozenset[DeviceId] = frozenset()
+    risk: Mapping[DeviceId, float] = field(default_factory=dict)
+    spared: Mapping[DeviceId, int] = field(default_factory=dict)
 
     def devices(self) -> tuple[DeviceInfo, ...]:
         """The members as the planner sees them."""
@@ -54,25 +63,37 @@ def solve(problem: Problem) -> PlanSet | str:
             problem.model,
             problem.card,
             problem.devices(),
-            Links(),
+            problem.links,
             problem.epoch,
             memory_used_elsewhere=problem.used,
+            memory_spared_elsewhere=problem.spared,
             origins=problem.origins,
+            avoid=problem.avoid,
+            risk=problem.risk,
             prefer=problem.current,
+            keep=problem.keep,
         )
     except NoPlanError as error:
         return str(error)
 
 
 def better(new: PlanSet, old: PlanSet, problem: Problem) -> bool:
-    """Whether a working plan is worth replacing: the search left it, or more deaths would be covered, or by memory."""
+    """Whether a working plan is worth replacing: the search left it, or the new one covers dearer deaths, or more."""
     if (new.main.lanes, new.main.window) != (old.main.lanes, old.main.window):
         return True
     here = {member.device_id: member.boot_id for member in problem.members}
-    covered = {
-        plan.epoch.absent for plan in old.contingencies if all(here.get(d) == b for d, b in plan.lives().items())
-    }
-    if not covered.issuperset(plan.epoch.absent for plan in new.contingencies):
-        return True
-    asked = Asked(problem.model, outline(problem.card), problem.devices(), used=problem.used)
-    return not loadable(asked, old).issuperset(loadable(asked, new))
+    alive = tuple(p for p in old.contingencies if all(here.get(d) == b for d, b in p.lives().items()))
+    task = planning.Problem(
+        problem.model,
+        outline(problem.card),
+        problem.devices(),
+        problem.links,
+        problem.origins,
+        problem.used,
+        avoid=problem.avoid,
+        risk=problem.risk,
+    )
+    was, will = (protected(task, plans) for plans in (PlanSet(old.main, alive), new))
+    if was != will:
+        return will > was
+    return not {plan.epoch.absent for plan in alive}.issuperset(plan.epoch.absent for plan in new.contingencies)

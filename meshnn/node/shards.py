@@ -15,6 +15,10 @@ from meshnn.plan.plan import Recipe
 FETCHES_MAX = 2
 
 
+# Until something was fetched and loaded: bytes, and the milliseconds that they are taken to take.
+FETCHING, LOADING = (11_000, 1.0), (500_000, 1.0)
+
+
 class Level(enum.IntEnum):
     """How much a shard is needed: one of a higher number gives way to one of a lower.
 
@@ -81,11 +85,19 @@ class Shards:
         self._on_disk = on_disk
         self._wanted: dict[Recipe, Wanted] = {}
         self._rows: dict[Recipe, _Row] = {}
+        # What was fetched and loaded so far, and how long that took: bytes and milliseconds.
+        self._fetching = FETCHING
+        self._loading = LOADING
 
     @property
     def used_bytes(self) -> int:
         """What the loaded and loading shards cost, by the planner's formula."""
         return sum(row.cost_bytes for row in self._rows.values() if row.state in _IN_MEMORY)
+
+    @property
+    def free_bytes(self) -> int:
+        """What of the budget nothing is loaded in."""
+        return self._budget_bytes - self.used_bytes
 
     def handle(self, recipe: Recipe) -> int | None:
         """The runtime's handle of a loaded shard."""
@@ -105,6 +117,24 @@ class Shards:
         """Why a shard failed."""
         row = self._rows.get(recipe)
         return "" if row is None else row.reason
+
+    def lacking(self, files: Iterable[Fetch]) -> tuple[int, float]:
+        """The bytes to be fetched of some shards, and the milliseconds until all are loaded, as far as measured."""
+        absent = [file for file in files if self.handle(file.recipe) is None]
+        fetch_bytes = sum(file.size_bytes for file in absent if not self._here(file.recipe))
+        load_bytes = sum(file.size_bytes for file in absent)
+        return fetch_bytes, _expected_ms(self._fetching, fetch_bytes) + _expected_ms(self._loading, load_bytes)
+
+    def _here(self, recipe: Recipe) -> bool:
+        return self.has_file(recipe) or (self.state(recipe) is State.ABSENT and self._on_disk(recipe))
+
+    def _measured(self, before: tuple[int, float], recipe: Recipe, took_ms: float) -> tuple[int, float]:
+        """A measure with one more shard in it; the first one takes the place of what is only assumed."""
+        wish = self._wanted.get(recipe)
+        if wish is None or took_ms <= 0:
+            return before
+        told = (0, 0.0) if before in (FETCHING, LOADING) else before
+        return (told[0] + wish.fetch.size_bytes, told[1] + took_ms)
 
     def loaded(self) -> tuple[Recipe, ...]:
         """The shards that are loaded, sorted."""
@@ -132,8 +162,9 @@ class Shards:
                 self._rows[recipe] = replace(row, cost_bytes=wish.cost_bytes)
         return [*dropped, *self._relieve(), *self._step()]
 
-    def on_fetched(self, recipe: Recipe) -> list[Effect]:
+    def on_fetched(self, recipe: Recipe, took_ms: float = 0.0) -> list[Effect]:
         """The shard's file is here."""
+        self._fetching = self._measured(self._fetching, recipe, took_ms)
         self._settle(recipe, State.FETCHING, _Row(State.DISK))
         return self._step()
 
@@ -142,8 +173,9 @@ class Shards:
         self._settle(recipe, State.FETCHING, _Row(State.FAILED, reason=reason))
         return [note("shard_not_fetched", warning=True, shard=recipe.key, reason=reason), *self._step()]
 
-    def on_loaded(self, recipe: Recipe, handle: int) -> list[Effect]:
+    def on_loaded(self, recipe: Recipe, handle: int, took_ms: float = 0.0) -> list[Effect]:
         """The runtime has the shard; it is dropped again where nobody wants it any more."""
+        self._loading = self._measured(self._loading, recipe, took_ms)
         row = self._rows.get(recipe, _Row())
         self._rows[recipe] = _Row(State.LOADED, handle, row.cost_bytes)
         if recipe not in self._wanted:
@@ -259,9 +291,14 @@ class Shards:
 def _file(fetch: Fetch) -> FetchFile:
     """How to get a shard's file."""
     recipe = fetch.recipe
-    return FetchFile("shard", recipe.key, fetch.size_bytes, fetch.sha256, fetch.holders, recipe)
+    return FetchFile("shard", recipe.key, fetch.size_bytes, fetch.sha256, fetch.holders, recipe, fetch.golden)
 
 
 def _resting(row: _Row) -> bool:
     """Whether no work is under way whose end must find the row."""
     return row.state in {State.ABSENT, State.DISK, State.FAILED}
+
+
+def _expected_ms(measure: tuple[int, float], size_bytes: int) -> float:
+    """How long so many bytes take at a measured rate."""
+    return size_bytes * measure[1] / max(1, measure[0])

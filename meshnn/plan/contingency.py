@@ -72,6 +72,11 @@ def _together(problem: Problem, main: Plan, deaths: Sequence[DeviceId]) -> dict[
     return best
 
 
+def protected(problem: Problem, plans: PlanSet) -> float:
+    """The worth of the deaths whose contingencies fit in memory beside the plan and each other, in their order."""
+    return sum(worth(problem, plans.main, DeviceId(device)) for device in sorted(loadable(problem, plans)))
+
+
 def worth(problem: Problem, main: Plan, device: DeviceId) -> float:
     """What a loaded contingency for this death saves: how likely it is, times the milliseconds without an answer."""
     held = sum(memory_bytes(problem.card, recipe, 0) for recipe in main.recipes_of(device))

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.plan.plan import Epoch, PlanSet, Recipe
 
 
+class Golden(msgspec.Struct, frozen=True):
+    """What a shard makes of the golden input (seeded by its recipe), as the device that cut it computed it.
+
+    Devices of the same `numeric_class` must make bytes of the same `digest` (hex, sha256). Others compare `sketches`:
+    of each output some sums with random signs, and `largest`, the magnitude of its largest finite value.
+    """
+
+    numeric_class: str
+    digest: str
+    sketches: tuple[tuple[float, ...], ...]
+    largest: tuple[float, ...]
+
+
 class Fetch(msgspec.Struct, frozen=True):
-    """A shard that must be on a device: its recipe, the sha256 and size of its file, who can serve it."""
+    """A shard that must be on a device: its recipe, the sha256 and size of its file, who can serve it.
+
+    `golden` is what it must compute; None where its cutter had not the memory to run it.
+    """
 
     recipe: Recipe
     sha256: str
     size_bytes: int
     holders: tuple[DeviceId, ...]
+    golden: Golden | None = None
 
 
 class Cut(msgspec.Struct, frozen=True, tag=True):
@@ -46,12 +65,24 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
     fetch: tuple[Fetch, ...]
 
 
+class Lack(msgspec.Struct, frozen=True):
+    """What a device still needs for a plan: bytes to fetch, and the time all of it takes, as its own measures say."""
+
+    epoch: Epoch
+    fetch_bytes: int
+    load_ms: int
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
-    """Device to leader: the epochs (main and contingencies) of which all its shards are loaded."""
+    """Device to leader: the epochs (main and contingencies) of which all its shards are loaded, or on its disk.
+
+    `lacks` tells of the others what they would take.
+    """
 
     epoch: Epoch
     loaded: tuple[Epoch, ...]
     on_disk: tuple[Epoch, ...] = ()
+    lacks: tuple[Lack, ...] = ()
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):
@@ -62,11 +93,28 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     promised: Epoch | None = None
 
 
+class Outlook(msgspec.Struct, frozen=True):
+    """What the death of a device of a plan would mean: no more than evidence where its contingency is `prepared`.
+
+    Else a contingency is `on disk`, or needs a `fetch`, or there is `none`; answers come again after some time
+    (`reroute_ms`, counted from the moment its power is gone; 0 where no plan does without it).
+    """
+
+    device: DeviceId
+    state: Literal["prepared", "on disk", "fetch", "none"]
+    fetch_bytes: int = 0
+    reroute_ms: int = 0
+
+
 class Activate(msgspec.Struct, frozen=True, tag=True):
-    """Leader to every member: this plan set serves its model from now on; `ready` lists the loaded epochs."""
+    """Leader to every member: this plan set serves its model from now on; `ready` lists the loaded epochs.
+
+    `outlooks` say of each device of the plan what its death would mean.
+    """
 
     plans: PlanSet
     ready: tuple[Epoch, ...]
+    outlooks: tuple[Outlook, ...] = ()
 
 
 class Retire(msgspec.Struct, frozen=True, tag=True):

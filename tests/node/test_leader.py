@@ -12,6 +12,7 @@ from meshnn.graph.card import Card
 from meshnn.node import problem
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.effects import Effect, Send, Solve
+from meshnn.node.jobs import ActivePlan
 from meshnn.node.leader import (
     BACKOFF_MAX_S,
     BACKOFF_S,
@@ -19,14 +20,26 @@ from meshnn.node.leader import (
     PREPARE_S,
     REFUSED_S,
     SOLVE_S,
-    STABLE_S,
-    VOLUNTARY_S,
     Leader,
 )
 from meshnn.node.messages import Holdings
+from meshnn.node.occasions import STABLE_S, VOLUNTARY_S
 from meshnn.node.plans import PlanBook
 from meshnn.node.shards import Shards
-from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Fetch, Prepare, Ready, Refused, Retire, Unplanned
+from meshnn.node.view import View
+from meshnn.plan.messages import (
+    Activate,
+    Cut,
+    CutDone,
+    CutFailed,
+    Fetch,
+    Lack,
+    Prepare,
+    Ready,
+    Refused,
+    Retire,
+    Unplanned,
+)
 from meshnn.plan.plan import Epoch, PlanSet
 from tests.node.cores import device_id, model
 
@@ -54,7 +67,7 @@ class Bench:
         self.book = PlanBook(A, LIFE, Shards(10**6, lambda recipe: True), self.catalogue.card)
         self.leader = Leader(A, self.catalogue, self.book)
         self.alive = {device_id(letter): member(letter) for letter in letters}
-        self.leader.review(self.alive, -100.0)
+        self.leader.review(View(self.alive), -100.0)
         self.leader.on_role(1, 0.0)
         if name:
             self.catalogue.bind("cat", CAT, replace=False)
@@ -66,7 +79,7 @@ class Bench:
             self.alive.pop(device_id(letter), None)
             if row is not None:
                 self.alive[device_id(letter)] = row
-        return self.leader.review(self.alive, self.now)
+        return self.leader.review(View(self.alive), self.now)
 
     def solved(self, effects: Iterable[Effect]) -> list[Effect]:
         """Answer the one search among the effects."""
@@ -91,9 +104,43 @@ class Bench:
             out += self.leader.on_ready(to, Ready(plans.main.epoch, epochs), self.now)
         return out
 
-    def serve(self) -> PlanSet:
-        """The whole way to an active plan, which A's own book knows too."""
-        effects = self.ready(self.cut(self.solved(self.review())))
+    def stored(self, plans: PlanSet) -> list[Effect]:
+        """Every device has loaded the plan itself, and has all contingencies on disk."""
+        out: list[Effect] = []
+        main = plans.main.epoch
+        for device in sorted({device for plan in plans.plans for device in plan.devices()}):
+            epochs = tuple(plan.epoch for plan in plans.plans if device in plan.devices())
+            out += self.leader.on_ready(device, Ready(main, tuple({main} & {*epochs}), epochs), self.now)
+        return out
+
+    def served(self) -> ActivePlan:
+        """The row of the cat's plan."""
+        return self.leader._served["cat"]
+
+    def settle(self, at: float, **changes: Member | None) -> PlanSet:
+        """Whatever follows from a change, until nothing more is at work; the plan that serves then."""
+        effects = self.review(at, **changes)
+        for _ in range(9):
+            if found := solves(effects):
+                effects = self.leader.on_solved("cat", found[0], problem.solve(found[0]), self.now)
+            elif said(effects, Cut):
+                effects = self.cut(effects)
+            elif said(effects, Prepare):
+                effects = self.ready(effects)
+        told = [message for to, message in said(effects, Activate) if to == A]
+        if told and isinstance(told[-1], Activate):
+            self.book.on_activate(A, told[-1], self.now)
+        return self.served().plans
+
+    def serve(self, *, loaded: bool = True) -> PlanSet:
+        """The whole way to an active plan, which A's own book knows too; its contingencies `loaded` or on disk."""
+        effects = self.cut(self.solved(self.review()))
+        if loaded:
+            effects = self.ready(effects)
+        else:
+            ((_, prepare), *_) = said(effects, Prepare)
+            assert isinstance(prepare, Prepare)
+            effects = self.stored(prepare.plans)
         (activate, *_) = [message for to, message in said(effects, Activate) if to == A][::-1]
         assert isinstance(activate, Activate)
         self.book.on_activate(A, activate, self.now)
@@ -265,14 +312,176 @@ def test_a_served_plan_that_a_device_gives_up_is_replaced_without_it() -> None:
 
 
 def test_a_newcomer_is_told_the_plan_at_once_and_planned_for_when_steady() -> None:
-    """Activate goes to it in the same review; a voluntary change waits for both damping times."""
+    """Activate goes to it in the same review; a voluntary change waits until it has been here for a while."""
     bench = Bench()
     bench.serve()
     effects = bench.review(1.0, d=member("d"))
     assert [to for to, _ in said(effects, Activate)] == [D]
-    assert solves(bench.review(1.0 + STABLE_S)) == []
-    assert bench.leader.deadline == VOLUNTARY_S
-    assert solves(bench.review(VOLUNTARY_S))
+    assert solves(bench.review(0.9 + STABLE_S)) == []
+    assert bench.leader.deadline == 1.0 + STABLE_S
+    (task,) = solves(bench.review(1.0 + STABLE_S))
+    assert not task.keep
+
+
+def moved() -> Bench:
+    """A mesh whose plan was moved by choice at t = 50: a newcomer is much faster."""
+    bench = Bench()
+    bench.serve()
+    bench.review(40.0, d=member("d", speed=50.0))
+    plans = bench.settle(50.0)
+    assert D in plans.main.devices()
+    return bench
+
+
+def test_what_serves_is_moved_by_choice_once_a_minute_at_most() -> None:
+    """Within a minute a newcomer may take part in contingencies only; after it the plan itself is looked at."""
+    bench = moved()
+    bench.review(60.0, c=member("c", BootId("2" * 16), speed=500.0))
+    assert solves(bench.review(59.9 + STABLE_S)) == []
+    (task,) = solves(bench.review(60.0 + STABLE_S))
+    assert task.keep
+    result = problem.solve(task)
+    assert isinstance(result, PlanSet)
+    assert task.current is not None
+    assert result.main.lanes == task.current.lanes
+    effects = bench.leader.on_solved("cat", task, result, bench.now)
+    bench.ready(bench.cut(effects) if said(effects, Cut) else effects)
+    assert solves(bench.review(49.9 + VOLUNTARY_S)) == []
+    (task,) = solves(bench.review(50.0 + VOLUNTARY_S))
+    assert not task.keep
+
+
+def test_a_loss_is_no_choice() -> None:
+    """A death within the minute is acted on at once, and the minute goes on as before."""
+    bench = moved()
+    effects = bench.review(51.0, d=None)
+    assert solves(effects) or said(effects, Prepare)
+
+
+def test_an_uncovered_death_is_answered_with_the_plan_that_lies_ready() -> None:
+    """No search, no cutting: what its devices have on disk is prepared at once, then more deaths are covered."""
+    bench = Bench()
+    plans = bench.serve(loaded=False)
+    victim = next(device for device in plans.main.devices() if device != A)
+    effects = bench.review(50.0, **{victim[0]: None})
+    assert solves(effects) == []
+    (first, *_) = prepares = said(effects, Prepare)
+    heir = plans.without(victim)
+    assert heir is not None
+    assert isinstance(first[1], Prepare)
+    assert first[1].plans.main.lanes == heir.lanes
+    assert (first[1].plans.main.epoch > plans.main.epoch, first[1].plans.main.epoch.absent) == (True, "")
+    assert {to for to, _ in prepares} == set(heir.devices())
+    (task,) = solves(bench.ready(effects))
+    assert (task.current, task.keep) == (first[1].plans.main, False)
+
+
+def test_a_new_leader_needs_no_files_for_a_plan_that_lies_on_every_disk() -> None:
+    """It never cut anything: the devices said that they have what the contingency takes."""
+    bench = Bench()
+    plans = bench.serve(loaded=False)
+    bench.leader = Leader(A, bench.catalogue, bench.book)
+    bench.leader.review(View(bench.alive), 60.0)
+    bench.leader.on_role(9, 60.0)
+    bench.stored(plans)
+    victim = next(device for device in plans.main.devices() if device != A)
+    effects = bench.review(61.0, **{victim[0]: None})
+    assert (said(effects, Cut), len(said(effects, Prepare)) > 0) == ([], True)
+
+
+def test_an_heir_that_cannot_be_prepared_gives_way_to_a_search() -> None:
+    """What lay ready and fails is not tried again before another plan was sought."""
+    bench = Bench("abcd")
+    plans = bench.serve(loaded=False)
+    victim = next(device for device in plans.main.devices() if device != A)
+    effects = bench.review(50.0, **{victim[0]: None})
+    ((to, prepare), *_) = said(effects, Prepare)
+    assert isinstance(prepare, Prepare)
+    refused = Refused(prepare.plans.main.epoch, "a newer plan", Epoch(1, A, 90))
+    bench.leader.on_refused(to, refused, bench.now)
+    assert solves(bench.review(50.0 + BACKOFF_S))
+
+
+def test_a_plan_that_moved_by_a_loss_may_be_bettered_at_once() -> None:
+    """The minute is between choices: what was loaded after a loss is not the last word."""
+    bench = Bench("abcd")
+    plans = bench.serve()
+    victim = next(device for device in plans.main.devices() if device != A)
+    bench.settle(50.0, **{victim[0]: None})
+    (task,) = solves(bench.review(51.0, **{victim[0]: member(victim[0], BootId("5" * 16))})) or solves(
+        bench.review(51.0 + STABLE_S)
+    )
+    assert not task.keep
+
+
+def test_a_device_that_became_much_slower_is_a_loss() -> None:
+    """No waiting for steadiness, nor for the minute; a device outside the plan that slows down is no news so urgent."""
+    bench = moved()
+    (task,) = solves(bench.review(52.0, d=member("d", speed=5.0)))
+    assert not task.keep
+    other = moved()
+    idle = min({A, B, C, D} - set(other.book.active("cat").main.devices()))  # type: ignore[union-attr]
+    (task,) = solves(other.review(52.0, **{idle[0]: member(idle[0], speed=0.1)}))
+    assert task.keep
+
+
+def test_a_pair_that_cannot_reach_each_other_is_planned_apart() -> None:
+    """Where the plan hands on between them it is planned anew at once, and the links say why."""
+    bench = Bench("abcd")
+    plans = bench.serve(loaded=False)
+    pair = sorted(plans.main.devices()[:2])
+    bench.now = 9.0
+    effects = bench.leader.review(View(bench.alive, severed=frozenset({(pair[0], pair[1])})), 9.0)
+    again = solves(effects)
+    if again:
+        assert again[0].links.hop_ms(pair[0], pair[1]) > 1000
+        result = problem.solve(again[0])
+        assert isinstance(result, PlanSet)
+        found = result.main
+    else:
+        ((_, prepare), *_) = said(effects, Prepare)
+        assert isinstance(prepare, Prepare)
+        found = prepare.plans.main
+    assert not set(pair) <= set(found.devices())
+
+
+def test_a_flapper_is_used_last_and_not_waited_for() -> None:
+    """A held device starts no search, is avoided by the next one, and is looked at anew when its hold is over."""
+    bench = Bench()
+    bench.serve()
+    bench.alive[D] = member("d", speed=50.0)
+    assert solves(bench.leader.review(View(bench.alive, held=frozenset({D})), 20.0)) == []
+    assert solves(bench.leader.review(View(bench.alive, held=frozenset({D})), 90.0)) == []
+    (task,) = solves(bench.leader.review(View(bench.alive, held=frozenset()), 95.0))
+    assert task.avoid == frozenset()
+    held = Bench("abcd")
+    (task,) = solves(held.leader.review(View(held.alive, held=frozenset({B})), 1.0))
+    assert task.avoid == {B}
+    result = problem.solve(task)
+    assert isinstance(result, PlanSet)
+    assert B not in result.main.devices()
+
+
+def test_the_outlook_of_every_death_is_told() -> None:
+    """Prepared, on disk, to be fetched, or none: with the time until answers come again, an election included."""
+    bench = Bench("abcd")
+    plans = bench.serve()
+    assert {row.state for row in bench.served().outlooks(A)} == {"prepared"}
+    victim = next(device for device in plans.main.devices() if device != A)
+    plan = plans.without(victim)
+    assert plan is not None
+    taker = plan.devices()[-1]
+    lack = Lack(plan.epoch, 0, 400)
+    effects = bench.leader.on_ready(taker, Ready(plans.main.epoch, (plans.main.epoch,), (plan.epoch,), (lack,)), 1.0)
+    (row,) = [row for row in bench.served().outlooks(A) if row.device == victim]
+    assert (row.state, row.reroute_ms) == ("on disk", 2600)
+    assert all(isinstance(word, Activate) and row in word.outlooks for _, word in said(effects, Activate))
+    lack = Lack(plan.epoch, 5000, 900)
+    bench.leader.on_ready(taker, Ready(plans.main.epoch, (plans.main.epoch,), (), (lack,)), 1.0)
+    (row,) = [row for row in bench.served().outlooks(A) if row.device == victim]
+    assert (row.state, row.fetch_bytes, row.reroute_ms) == ("fetch", 5000, 3100)
+    (late,) = [row for row in bench.served().outlooks(victim) if row.device == victim]
+    assert late.reroute_ms == 7600
 
 
 def test_nothing_much_better_changes_nothing() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -15,6 +16,7 @@ import pytest
 from meshnn.cluster.effects import PersistTerm, SendDatagram
 from meshnn.cluster.member import Address, BootId, DeviceId
 from meshnn.device import records
+from meshnn.device.golden import facts_of, inputs_for
 from meshnn.device.interpreter import Engine
 from meshnn.device.store import Store
 from meshnn.errors import NodeError
@@ -129,14 +131,14 @@ class Edge:
 
 
 class _Recorder:
-    """Stands where the core is: every event is written down with its facts, without the time."""
+    """Stands where the core is: every event is written down with its facts, without the time and what was measured."""
 
     def __init__(self, events: list[tuple[object, ...]]) -> None:
         """Into this list."""
         self._events = events
 
     def __getattr__(self, name: str) -> Callable[..., list[Effect]]:
-        def event(*facts: object) -> list[Effect]:
+        def event(*facts: object, **measured: object) -> list[Effect]:
             self._events.append((name, *facts[:-1]))
             return []
 
@@ -300,3 +302,25 @@ async def test_what_cannot_travel_costs_nothing_else(tmp_path: Path) -> None:
         assert [line["event"] for line in lines] == ["datagram_cannot_travel"]
         assert a.events == [("on_persisted", 1)]
         assert b.linked
+
+
+async def test_a_shard_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    """The golden vector that its cutter stated does not come out: it is dropped, and the plan hears why."""
+    async with edges(tmp_path) as (a, _):
+        path, load = shard_on(a)
+        ((name, _, handle),) = await a.does(load)
+        assert (name, path.exists()) == ("on_loaded", True)
+        assert isinstance(handle, int)
+        ports = a.engine._shards[handle].loaded.inputs
+        ran = await a.engine.run(handle, inputs_for(ports, RECIPE.key))
+        facts = facts_of(ran.outputs, a.engine.numeric_class)
+        a.events.clear()
+        ((name, *_),) = await a.does(replace(load, file=replace(load.file, golden=facts)))
+        assert name == "on_loaded"
+        a.events.clear()
+        lie = msgspec.structs.replace(facts, digest="0" * 64)
+        before = len(a.engine._shards)
+        ((name, recipe, reason),) = await a.does(replace(load, file=replace(load.file, golden=lie)))
+        assert (name, recipe) == ("on_load_failed", RECIPE)
+        assert "golden vector" in str(reason)
+        assert len(a.engine._shards) == before

@@ -200,9 +200,9 @@ MUTANTS = (
     ),
     _node(
         "a new device must be steady first",
-        "leader",
-        "for device, boot, _, _ in fresh) + STABLE_S",
-        "for device, boot, _, _ in fresh)",
+        "occasions",
+        "since[device, boot] + STABLE_S for",
+        "since[device, boot] for",
         LEADER,
     ),
     _node(

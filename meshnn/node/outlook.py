@@ -1,0 +1,44 @@
+"""What each death would mean for a plan: covered by a loaded contingency, or so many milliseconds without an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from meshnn.cluster.member import DeviceId
+from meshnn.plan.messages import Lack, Outlook
+from meshnn.plan.plan import Epoch, Plan, PlanSet
+
+# From the loss of power to the leader's acting on it: an unanswered ping, three more, the time a link has to come back.
+NOTICE_MS = 2000
+# A leader's death is acted on by the next one: what is left of the lease, the candidates' wait, two rounds of votes.
+ELECTION_MS = 6500
+# Prepare, Ready and Activate, and a first answer, beside the loading itself.
+SWITCH_MS = 150
+# Told in steps of so much, so that measures that waver are no news.
+STEP_MS = 100
+
+
+def outlooks(
+    plans: PlanSet, ready: frozenset[Epoch], lacks: Mapping[DeviceId, tuple[Lack, ...]], leader: DeviceId
+) -> tuple[Outlook, ...]:
+    """One row for every device of the plan, sorted by device; `lacks` are what devices said they still need."""
+    return tuple(_outlook(device, plans.without(device), ready, lacks, leader) for device in plans.main.devices())
+
+
+def _outlook(
+    device: DeviceId,
+    plan: Plan | None,
+    ready: frozenset[Epoch],
+    lacks: Mapping[DeviceId, tuple[Lack, ...]],
+    leader: DeviceId,
+) -> Outlook:
+    if plan is None:
+        return Outlook(device, "none")
+    if plan.epoch in ready:
+        return Outlook(device, "prepared")
+    missing = [lack for one in plan.devices() for lack in lacks.get(one, ()) if lack.epoch == plan.epoch]
+    fetch_bytes = sum(lack.fetch_bytes for lack in missing)
+    load_ms = max((lack.load_ms for lack in missing), default=0)
+    notice_ms = ELECTION_MS if device == leader else NOTICE_MS
+    reroute_ms = -(-(notice_ms + SWITCH_MS + load_ms) // STEP_MS) * STEP_MS
+    return Outlook(device, "fetch" if fetch_bytes else "on disk", fetch_bytes, reroute_ms)
