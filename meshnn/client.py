@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ HOST = "127.0.0.1"
 # What a request may take beyond the deadline that the node itself keeps, in seconds.
 SLACK_S = 5.0
 QUICK_S = 10.0
+# A connection not used for so long is not used again: the node ends idle ones after 75 s.
+IDLE_S = 30.0
 NODE_FILE = "node.json"
 
 
@@ -41,6 +44,7 @@ class LocalNode:
         """`http_port`: where the node's API listens on loopback."""
         self.http_port = http_port
         self._connection: http.client.HTTPConnection | None = None
+        self._used_at = 0.0
 
     def request(
         self,
@@ -85,6 +89,8 @@ class LocalNode:
     @contextmanager
     def _mapped(self, timeout_s: float) -> Iterator[http.client.HTTPConnection]:
         """The connection, its faults in our words."""
+        if time.monotonic() - self._used_at > IDLE_S:
+            self.close()
         if self._connection is None:
             self._connection = http.client.HTTPConnection(HOST, self.http_port, timeout=timeout_s)
         connection = self._connection
@@ -93,6 +99,7 @@ class LocalNode:
             connection.sock.settimeout(timeout_s)
         try:
             yield connection
+            self._used_at = time.monotonic()
         except TimeoutError:
             self.close()
             raise DeadlineError(f"the node on this machine did not answer within {timeout_s:.0f} s") from None

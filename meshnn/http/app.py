@@ -2,19 +2,70 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from meshnn.http.guard import errors, expectation, same_machine
 from meshnn.http.native import Native
+from meshnn.http.patience import Patience, Reception
 from meshnn.input_file import INPUT_BYTES_MAX
 from meshnn.node.driver import Node
 
 
-def application(node: Node) -> web.Application:
-    """The routes of a node behind its guards."""
-    app = web.Application(middlewares=[errors, same_machine], client_max_size=INPUT_BYTES_MAX + 1024)
+def application(node: Node, reception: Reception | None = None) -> web.Application:
+    """The routes of a node behind its guards; `reception` hears when a request is served."""
+    guards: list[Middleware] = [errors, same_machine]
+    if reception is not None:
+        guards.insert(0, reception.middleware)
+    app = web.Application(middlewares=guards, client_max_size=INPUT_BYTES_MAX + 1024)
     app.add_routes(
         web.RouteDef(one.method, one.path, one.handler, {**one.kwargs, "expect_handler": expectation})
         for one in Native(node).routes()
     )
     return app
+
+
+async def listen(
+    node: Node, bound: socket.socket, patience: Patience | None = None, stop_s: float = 1.0
+) -> web.AppRunner:
+    """Serve a node's API on a bound socket until the runner's `cleanup`, which gives requests `stop_s` to be answered.
+
+    A caller that goes away takes its request with it, and one that dawdles is cut off.
+    """
+    reception = Reception(patience)
+    runner = web.AppRunner(
+        application(node, reception),
+        access_log=None,
+        shutdown_timeout=stop_s,
+        handler_cancellation=True,
+        lingering_time=reception.patience.linger_s,
+    )
+    await runner.setup()
+    assert runner.server is not None
+    reception.serve(runner.server)
+    site = _Site(runner, bound, reception)
+    await site.start()
+    return runner
+
+
+class _Site(web.BaseSite):
+    """A site whose connections come through a reception."""
+
+    def __init__(self, runner: web.AppRunner, bound: socket.socket, reception: Reception) -> None:
+        super().__init__(runner)
+        self._bound = bound
+        self._reception = reception
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        host, port = self._bound.getsockname()
+        return f"http://{host}:{port}"
+
+    async def start(self) -> None:
+        """Accept from now on."""
+        await super().start()
+        self._server = await asyncio.get_running_loop().create_server(self._reception, sock=self._bound)

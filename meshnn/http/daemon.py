@@ -14,12 +14,11 @@ from contextlib import ExitStack, suppress
 from typing import NoReturn
 
 import psutil
-from aiohttp import web
 
 from meshnn.config import Config
 from meshnn.device.records import NodeNote
 from meshnn.errors import MeshError, NodeError
-from meshnn.http.app import application
+from meshnn.http.app import listen
 from meshnn.net.discovery import Discovery
 from meshnn.net.hello import Hello
 from meshnn.net.neighbours import Neighbours
@@ -167,11 +166,9 @@ async def _discover(discovery: Discovery) -> None:
 
 
 async def _serve_http(ends: list[End], node: Node, bound: socket.socket) -> None:
-    """Serve the API; a caller that goes away takes its request with it."""
-    runner = web.AppRunner(application(node), access_log=None, shutdown_timeout=HTTP_STOP_S, handler_cancellation=True)
-    await runner.setup()
+    """Serve the API until the end."""
+    runner = await listen(node, bound, stop_s=HTTP_STOP_S)
     ends.append(runner.cleanup)
-    await web.SockSite(runner, bound).start()
 
 
 def _write_note(node: Node, http_port: int) -> None:

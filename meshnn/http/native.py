@@ -14,11 +14,11 @@ from meshnn.device.part import discard
 from meshnn.device.records import refused
 from meshnn.errors import DeadlineError, NodeError, UsageError
 from meshnn.http.guard import flag, number
-from meshnn.input_file import check_size
+from meshnn.http.patience import pieces
+from meshnn.input_file import INPUT_BYTES_MAX, check_size
 from meshnn.node.answer import npz_of
 from meshnn.node.driver import Node
 
-UPLOAD_CHUNK_BYTES = 1 << 20
 # How long the file of a model may take to come, in seconds; it comes from this machine.
 UPLOAD_S = 600.0
 DEADLINE_MAX_S = 3600.0
@@ -116,7 +116,7 @@ class Native:
         try:
             async with asyncio.timeout(UPLOAD_S):
                 with path.open("wb") as file:
-                    async for chunk in request.content.iter_chunked(UPLOAD_CHUNK_BYTES):
+                    async for chunk in pieces(request):
                         size_bytes = max(size_bytes, file.tell() + len(chunk))
                         if size_bytes > free_bytes:
                             raise NodeError(
@@ -178,4 +178,9 @@ def _json(value: object) -> web.Response:
 async def _body(request: web.Request) -> bytes:
     """The whole body, refused above its bound."""
     check_size(request.content_length, "the input")
-    return await request.read()
+    data = bytearray()
+    async for piece in pieces(request):
+        data += piece
+        if len(data) > INPUT_BYTES_MAX:
+            raise web.HTTPRequestEntityTooLarge(INPUT_BYTES_MAX, len(data))
+    return bytes(data)

@@ -16,7 +16,7 @@ import msgspec
 from aiohttp import web
 
 from meshnn.cluster.member import BootId, DeviceId
-from meshnn.http.app import application
+from meshnn.http.app import listen
 from meshnn.net.discovery import SERVICE, Discovery
 from meshnn.net.hello import Hello
 from meshnn.net.memory import MemoryTransport
@@ -74,11 +74,8 @@ class Requests:
     async def _serve(self, ready: asyncio.Event) -> tuple[int, web.AppRunner]:
         await ready.wait()
         assert self._stage.node is not None
-        runner = web.AppRunner(application(self._stage.node), access_log=None, handler_cancellation=True)
-        await runner.setup()
-        site = web.TCPSite(runner, LOCAL, 0)
-        await site.start()
-        return runner.addresses[0][1], runner
+        bound = socket.create_server((LOCAL, 0))
+        return bound.getsockname()[1], await listen(self._stage.node, bound)
 
     def draw(self, rng: random.Random) -> bytes:
         """A request, spoilt; never the one that ends the node."""
