@@ -19,6 +19,7 @@ import msgspec
 import platformdirs
 import psutil
 
+from meshnn.device import memory
 from meshnn.errors import UsageError
 
 DEFAULT_PORT = 7766
@@ -262,7 +263,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], *, system_file
     assert isinstance(state_dir, Path)
     defaults: dict[str, Callable[[], object]] = {
         "name": default_name,
-        "memory_bytes": lambda: psutil.virtual_memory().total // 2,
+        "memory_bytes": lambda: memory.total_bytes() // 2,
         "disk_bytes": lambda: _free_bytes(state_dir) // 2,
         "threads": default_threads,
     }

@@ -32,11 +32,15 @@ def _show(status: dict[str, Any]) -> None:
     names = {member["id"]: member["name"] for member in status["members"]}
     leader = names.get(status["leader"], "none yet")
     console.print(f"mesh {status['mesh']}, leader {leader}, term {status['term']}, epoch {status['epoch'] or 'none'}")
+    for trouble in status["health"]["troubles"]:
+        console.print(f"[bold red]this device is degraded: {trouble['subject']}:[/] ", end="")
+        console.print(trouble["reason"], markup=False, highlight=False)
     members = Table("device", "id", "state", "address", "memory MB", "speed")
     for row in status["members"]:
         own = " (this device)" if row["id"] == status["self"] else ""
         memory, speed = f"{row['memory_mb']:.0f}", f"{row['speed']:.2f}"
-        members.add_row(row["name"] + own, row["id"][:12], row["state"], row["address"], memory, speed)
+        state = row["state"] + (", degraded" if row.get("health") == "degraded" else "")
+        members.add_row(row["name"] + own, row["id"][:12], state, row["address"], memory, speed)
     console.print(members)
     if not status["models"]:
         console.print("no models were added: `meshnn models add FILE`; `meshnn ask` uses the one that ships")

@@ -189,6 +189,13 @@ class Cluster:
         self._election.on_persisted(term, now)
         return self._settle(now)
 
+    def on_unpersisted(self, term: int, now: float) -> list[Effect]:
+        """The PersistTerm of this term failed: the disk refused."""
+        if not self._awake(now):
+            return []
+        self._election.on_unpersisted(term, now)
+        return self._settle(now)
+
     def set_load(self, load: Load, now: float) -> list[Effect]:
         """What this device is doing now; told when it is worth telling."""
         if not self._awake(now):

@@ -37,7 +37,7 @@ class Dial(msgspec.Struct, frozen=True):
 
 
 class PersistTerm(msgspec.Struct, frozen=True):
-    """Store term and vote with fsync, then call `on_persisted(term)`; never call it where storing failed."""
+    """Store term and vote with fsync, then call `on_persisted(term)`; where storing failed `on_unpersisted(term)`."""
 
     term: int
     voted_for: DeviceId | None

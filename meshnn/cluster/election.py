@@ -57,6 +57,8 @@ class Election:
         self._campaign_at: float | None = None
         self._candidacy: Candidacy | None = None
         self._owed: tuple[DeviceId, int] | None = None
+        self._forgetful = False  # the disk refuses: no promise would outlive this process
+        self._abstaining: set[DeviceId] = set()  # members who said the same of themselves
         self._beat_at = now
         self._beats = 0
         self._beat_heard: dict[DeviceId, tuple[BootId, int]] = {}
@@ -118,6 +120,7 @@ class Election:
     def on_new_life(self, device: DeviceId, now: float) -> None:
         """A device restarted: the leadership and the promises of its former life are void."""
         self._acked_at.pop(device, None)
+        self._abstaining.discard(device)
         if device == self.leader:
             self._lose_leader(now)
 
@@ -142,11 +145,13 @@ class Election:
             case LeadAck():
                 self._on_lead_ack(source, message, now)
             case PreVote(term):
-                granted = term > self._term and self._free_for(source, now)
-                self._post.reply(source, PreVoteReply(term, granted, self._term), stream)
+                granted = not self._forgetful and term > self._term and self._free_for(source, now)
+                answer = PreVoteReply(term, granted, self._term, votes=not self._forgetful)
+                self._post.reply(source, answer, stream)
             case Vote(term):
                 self._on_vote(source, term, now, stream)
             case PreVoteReply(asked, granted, term):
+                self._on_voter(source, votes=message.votes)
                 self._on_answer(source, "asking", asked, granted, term, now)
             case VoteReply(asked, granted, term):
                 self._on_answer(source, "voting", asked, granted, term, now)
@@ -174,6 +179,7 @@ class Election:
     def on_persisted(self, term: int, now: float) -> None:
         """The term is on disk: the vote may leave, ours or for another."""
         self._safe_term = max(self._safe_term, term)
+        self._forgetful = False
         owed, self._owed = self._owed, None
         if owed is None or owed[1] != term or term != self._term:
             self._owed = owed
@@ -181,6 +187,15 @@ class Election:
             self._post.send(owed[0], VoteReply(term, True, term))
         elif self._candidacy is not None and self._candidacy.stage == "storing":
             self._begin("voting", term, now)
+
+    def on_unpersisted(self, term: int, now: float) -> None:
+        """The disk refused the term: until one is stored this device follows, and neither votes nor leads anew."""
+        self._forgetful = True
+        if self._owed is not None and self._owed[1] <= term:
+            self._owed = None
+        if self._candidacy is not None and self._candidacy.stage == "storing":
+            self._candidacy = None
+            self._campaign_at = None if self.leading else now + STORING_S
 
     def on_deadline(self, now: float) -> None:
         """Do what is due."""
@@ -240,7 +255,7 @@ class Election:
             self._renew(now)
 
     def _renew(self, now: float) -> None:
-        if self._candidacy is None and self._owed is None:
+        if self._candidacy is None and self._owed is None and not self._forgetful:
             self._begin("asking", self._next_term(), now)
 
     def _step_down(self, now: float, wait_s: float = BEAT_S / 2) -> None:
@@ -305,7 +320,7 @@ class Election:
             self._owed = (candidate, term)
         elif term == self._term and self._voted_for == candidate:
             self._post.reply(candidate, VoteReply(term, True, self._term), stream)
-        elif term <= self._term or not self._free_for(candidate, now):
+        elif self._forgetful or term <= self._term or not self._free_for(candidate, now):
             self._post.reply(candidate, VoteReply(term, False, self._term), stream)
         elif self._owed is None or self._owed[1] < term:
             self._candidacy = None
@@ -314,9 +329,12 @@ class Election:
             self._owed = (candidate, term)
 
     def _begin(self, stage: Stage, term: int, now: float) -> None:
-        asked = tuple(device for device in self._view if device != self._me)
-        # Whom this device alone suspects still counts: a deaf one must not take everybody's silence for its majority.
-        round_ = candidacy(stage, term, asked, len(self._view) - self._judge.doubted, now)
+        if self._forgetful:
+            self._campaign_at = None if self.leading else now + STORING_S
+            return
+        unasked = {self._me, *(self._abstaining if stage == "voting" else ())}
+        asked = tuple(device for device in self._view if device not in unasked)
+        round_ = candidacy(stage, term, asked, self._voters, now)
         self._candidacy = round_
         self._campaign_at = None
         if not self._advance(round_, now):
@@ -329,6 +347,23 @@ class Election:
                 self._post.insist(device, question)
             else:
                 self._post.send(device, question)
+
+    @property
+    def _voters(self) -> int:
+        """How many members can vote, this one included.
+
+        Whom this device alone suspects still counts: a deaf one must not take everybody's silence for its majority.
+        """
+        return len(self._view) - self._judge.doubted - len(self._abstaining.intersection(self._view))
+
+    def _on_voter(self, source: DeviceId, *, votes: bool) -> None:
+        """A member says whether it can vote; who cannot must not keep the others from electing a leader."""
+        if votes:
+            self._abstaining.discard(source)
+            return
+        self._abstaining = {source, *self._abstaining.intersection(self._view)}
+        if self._candidacy is not None and self._candidacy.stage == "asking":
+            self._candidacy.needed = self._voters // 2
 
     def _on_answer(self, source: DeviceId, stage: Stage, asked: int, granted: bool, term: int, now: float) -> None:
         self._known_term = max(self._known_term, term)

@@ -54,6 +54,7 @@ class Capability(msgspec.Struct, frozen=True, array_like=True):
     can_cut: bool = False
     on_mains: bool = True
     wired: bool = True
+    degraded: bool = False  # it says itself that something is wrong with it: see its own status
 
 
 class Load(msgspec.Struct, frozen=True, array_like=True):

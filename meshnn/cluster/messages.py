@@ -155,12 +155,16 @@ class PreVote(msgspec.Struct, frozen=True, array_like=True, tag="pre_vote"):
 
 
 class PreVoteReply(msgspec.Struct, frozen=True, array_like=True, tag="pre_vote_reply"):
-    """The answer to PreVote: `asked` is the term asked for, `term` the voter's own."""
+    """The answer to PreVote: `asked` is the term asked for, `term` the voter's own.
+
+    Who does not `vote` at all, since its disk keeps no promise, is not counted on either.
+    """
 
     asked: Count
     granted: bool
     term: Count
     rumours: Rumours = ()
+    votes: bool = True
 
 
 class Vote(msgspec.Struct, frozen=True, array_like=True, tag="vote"):

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import psutil
 
-from meshnn.device import runtime, trial_child
+from meshnn.device import memory, runtime, trial_child
 from meshnn.errors import ModelError, NodeError
 
 CPU_S = 90
@@ -101,7 +100,7 @@ def _memory_limit(path: Path, asked_bytes: int | None) -> int:
         raise ModelError(f"{path.name}: {error.strerror}") from None
     wanted = _MEMORY_FLOOR_BYTES + _MEMORY_PER_FILE_BYTE * size_bytes
     # The mapped file is address space but no memory.
-    return min(wanted, psutil.virtual_memory().available + size_bytes)
+    return min(wanted, memory.look().room_bytes + size_bytes)
 
 
 def _environment() -> dict[str, str]:
@@ -128,6 +127,8 @@ def _death(code: int, stderr: bytes, limit_bytes: int) -> str:
     said = stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
     if any("bad_alloc" in line or "MemoryError" in line or "allocate" in line for line in said):
         return f"it takes more than {limit_bytes // 1_000_000} MB to load and run it once"
+    if code == -getattr(signal, "SIGKILL", 0):
+        return "the system ended the trial, most likely for want of memory: free some, or take a smaller model"
     if code < 0:
         return f"the runtime crashes on it ({_signal_name(-code)})"
     return f"the trial failed: {runtime.reason(RuntimeError(said[0] if said else f'exit code {code}'))}"

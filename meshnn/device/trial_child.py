@@ -6,6 +6,7 @@ standard output. Imports little, since it starts for every new model, on slow de
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -41,6 +42,9 @@ def limit(memory_bytes: int, cpu_s: int, wall_s: int) -> None:
     """Bound this process: address space beyond what it has, processor and wall time, no core file, no files."""
     if sys.platform == "win32":
         return
+    with contextlib.suppress(OSError):
+        # Where the system runs out of memory, this process is to be ended and not the node that started it.
+        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
     for kind, soft in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CPU, cpu_s)):
         _, hard = resource.getrlimit(kind)
         resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -172,8 +172,12 @@ async def _serve_http(ends: list[End], node: Node, bound: socket.socket) -> None
 
 
 def _write_note(node: Node, http_port: int) -> None:
-    """`node.json` tells the commands of this machine where the node is."""
-    node.store.save_note(NodeNote(node.transport.port, http_port, os.getpid(), node.me, ""))
+    """`node.json` tells the commands of this machine where the node is; without it the node serves its peers alone."""
+    try:
+        node.store.save_note(NodeNote(node.transport.port, http_port, os.getpid(), node.me, ""))
+    except NodeError as error:
+        _log.error("note_not_written", reason=str(error), do="make room, then start the node again")
+        node.trouble("disk (node.json)", f"{error}; the commands of this device do not find its node")
 
 
 def _on_signal(number: int, received: list[int], node: Node) -> None:

@@ -20,6 +20,7 @@ from meshnn.node.contacts import Contacts
 from meshnn.node.copies import Copies
 from meshnn.node.effects import Changed, CutShards, Effect, Fetch, PlansChanged, Send, note
 from meshnn.node.flaps import Flaps
+from meshnn.node.health import Health
 from meshnn.node.leader import Leader
 from meshnn.node.messages import Copy, CopyFailed, CutOff, Holdings, Names, Pin, PinAnswer, Unpin
 from meshnn.node.paces import Paces
@@ -28,6 +29,7 @@ from meshnn.node.problem import Problem
 from meshnn.node.readings import Readings
 from meshnn.node.severed import Severed
 from meshnn.node.shards import Shards
+from meshnn.node.thrift import Memory, Thrift
 from meshnn.node.view import View, slowed
 from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Prepare, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import PlanSet, Recipe
@@ -57,6 +59,10 @@ class Core:
         self.paces = Paces()
         self.severed = Severed(me)
         self._readings = Readings(self.book, catalogue.card)
+        self.health = Health()
+        self.thrift = Thrift(shards.budget_bytes)
+        # The last look at the real memory of this device, if ever there was one.
+        self.memory: Memory | None = None
         # The leader's answers to `Pin` and `Unpin`, by ask: why not, or "" for yes.
         self.pinned: dict[str, str] = {}
         self._me = me
@@ -169,6 +175,35 @@ class Core:
         """The term and vote are on disk."""
         return self._settle(list(self.cluster.on_persisted(term, now)), now)
 
+    def on_unpersisted(self, term: int, now: float) -> list[Effect]:
+        """The disk refused the term and vote."""
+        return self._settle(list(self.cluster.on_unpersisted(term, now)), now)
+
+    def on_trouble(self, subject: str, reason: str, now: float) -> list[Effect]:
+        """Something is wrong with this device, or (without a reason) is well again."""
+        told = self.health.tell(subject, reason)
+        capability = msgspec.structs.replace(self.cluster.me.capability, degraded=self.health.degraded)
+        return self._settle([*told, *self.cluster.set_capability(capability, now)], now) if told else []
+
+    def on_memory(self, memory: Memory, now: float) -> list[Effect]:
+        """A look at the real memory: where the budget cannot be kept to, shards go and the leader hears of it."""
+        self.memory = memory
+        if not self.thrift.on_look(memory, self.shards.used_bytes, now):
+            return []
+        budget, configured = self.thrift.budget_bytes, self.thrift.configured_bytes
+        effects = [*self.shards.set_budget(budget), *self.book.on_shards()]
+        capability = msgspec.structs.replace(self.cluster.me.capability, memory_bytes=budget)
+        effects += self.cluster.set_capability(capability, now)
+        reason = (
+            ""
+            if budget == configured
+            else (
+                f"{budget / 1e6:.0f} of {configured / 1e6:.0f} MB for shards: {memory.room_bytes / 1e6:.0f} MB of "
+                f"{memory.limit_bytes / 1e6:.0f} MB are free; end other programs, or lower --memory"
+            )
+        )
+        return [*self._settle(effects, now), *self.on_trouble("memory", reason, now)]
+
     def on_solved(self, model: str, problem: Problem, result: PlanSet | str, now: float) -> list[Effect]:
         """The search for plans ended."""
         return self._settle(self.leader.on_solved(model, problem, result, now), now)
@@ -215,7 +250,10 @@ class Core:
         return self._settle(self.catalogue.remove(name), now)
 
     def set_capability(self, capability: Capability, now: float) -> list[Effect]:
-        """This device was measured."""
+        """This device was measured; its health and what is left of its memory are this core's to tell."""
+        capability = msgspec.structs.replace(
+            capability, memory_bytes=self.shards.budget_bytes, degraded=self.health.degraded
+        )
         return self._settle([*self.cluster.set_capability(capability, now), Changed()], now)
 
     def set_load(self, load: Load, now: float) -> list[Effect]:

@@ -19,7 +19,7 @@ import msgspec
 from meshnn.cluster.cluster import Cluster
 from meshnn.cluster.member import Address, BootId, Capability, DeviceId, Load, Member
 from meshnn.config import Config
-from meshnn.device import probe, runtime
+from meshnn.device import memory, probe, runtime
 from meshnn.device.interpreter import Engine
 from meshnn.device.store import Store
 from meshnn.errors import MeshError, NodeError
@@ -42,6 +42,7 @@ from meshnn.node.serving import Serving
 from meshnn.node.shards import Shards
 from meshnn.node.solo import Shipped, Whole
 from meshnn.node.switchboard import Switchboard
+from meshnn.node.thrift import Memory
 from meshnn.node.transfer import Transfers
 from meshnn.node.visitors import Visitors
 from meshnn.telemetry import logger
@@ -55,6 +56,7 @@ FAULT_PAUSE_S = 1.0
 ENGINE_STOP_S = 1.0
 LOAD_EVERY_S = 5.0
 PEERS_EVERY_S = 5.0
+MEMORY_EVERY_S = 1.0
 PEERS_MAX = 64
 NETWORK_EVERY_S = 2.0
 # A change of the free disk by this part is worth telling the others.
@@ -150,6 +152,7 @@ class Node:
                         self._own_core(),
                         self.plane.run(),
                         self._measure(),
+                        self._watch_memory(),
                         self._remember_peers(),
                         self._watch_network(),
                     )
@@ -232,6 +235,10 @@ class Node:
         )
         self.leave()
 
+    def trouble(self, subject: str, reason: str) -> None:
+        """Something is wrong with this device: it goes on, and `status` says so while the reason holds."""
+        self.post(partial(self.core.on_trouble, subject, reason))
+
     def seen(self, host: str, port: int) -> None:
         """An address that may be a peer: --peer, mDNS, or remembered."""
         self.post(lambda now: self.core.on_seen(Address(host, port), now))
@@ -298,6 +305,13 @@ class Node:
         mine = {recipe for one in plans for recipe in one.main.recipes_of(self.me)}
         return max((ms for recipe, ms in stats.stage_ms.items() if recipe in mine), default=0.0)
 
+    async def _watch_memory(self) -> None:
+        """Look at the real memory every second: shards must go before the system ends this process."""
+        while True:
+            await asyncio.sleep(MEMORY_EVERY_S)
+            found = Memory(*await asyncio.to_thread(memory.look))
+            self.post(partial(self.core.on_memory, found))
+
     def _tell(self, capability: Capability) -> Capability:
         self.post(partial(self.core.set_capability, capability))
         return capability
@@ -322,10 +336,7 @@ class Node:
             peers = remembered((m.address for m in members if m.device_id != self.me), written, PEERS_MAX)
             if peers != written:
                 written = peers
-                try:
-                    await asyncio.to_thread(self.store.save_record, "peers", {"peers": msgspec.to_builtins(peers)})
-                except NodeError as error:
-                    _log.warning("peers_not_saved", reason=str(error))
+                await self._performer.keep("peers", {"peers": msgspec.to_builtins(peers)})
 
     async def _watch_network(self) -> None:
         """Notice addresses that come, go and change: tell the others where this device is, and call them at once."""

@@ -45,6 +45,7 @@ from meshnn.node.effects import (
     Solve,
     Unload,
 )
+from meshnn.node.keeper import Keeper, Record
 from meshnn.node.library import Library
 from meshnn.node.messages import BUSY_MS_MAX, Busy
 from meshnn.node.transfer import Transfers
@@ -95,9 +96,10 @@ class Performer:
         self._engine = engine
         self._library = library
         self._transfers = transfers
-        self._disk = asyncio.Lock()
         self._numeric_class = engine.numeric_class
         self._goldens: dict[Recipe, Golden] = {}
+        self._keeper = Keeper(store, edge.spawn, self._written)
+        self._unwritten: set[str] = set()
         self._share = min(1.0, probe.cpu_quota_cores())
 
     def perform(self, effects: list[Effect]) -> None:
@@ -133,11 +135,11 @@ class Performer:
         """Begin the deeds that take time."""
         match effect:
             case PersistTerm(term, voted_for):
-                self._edge.spawn(self._persist_term(term, voted_for), "term")
+                self._edge.spawn(self.keep("term", {"term": term, "voted_for": voted_for}), "term")
             case PersistIncarnation(incarnation):
-                self._edge.spawn(self._keep("incarnation", {"incarnation": incarnation}), "incarnation")
+                self._edge.spawn(self.keep("incarnation", {"incarnation": incarnation}), "incarnation")
             case SaveNames(records):
-                self._edge.spawn(self._keep("names", {"records": msgspec.to_builtins(records)}), "names")
+                self._edge.spawn(self.keep("names", {"records": msgspec.to_builtins(records)}), "names")
             case Fetch():
                 self._edge.spawn(self._fetch(effect), "fetch")
             case Load():
@@ -175,23 +177,22 @@ class Performer:
         say = _log.warning if line.warning else _log.info
         say(line.event, **dict(line.facts))
 
-    async def _persist_term(self, term: int, voted_for: DeviceId | None) -> None:
-        """The vote leaves only once it is on disk; where the disk refuses, this node follows and never leads."""
-        if await self._saved("term", {"term": term, "voted_for": voted_for}):
-            self._edge.post(lambda now: self._edge.core.on_persisted(term, now))
+    def _written(self, name: str, record: Record, reason: str) -> None:
+        """The vote leaves only once it is on disk; while the disk refuses, this node follows, and says so loudly."""
+        core = self._edge.core
+        if reason or name in self._unwritten:
+            subject = f"disk ({name}.json)"
+            word = f"{reason}; this device follows and never leads" if reason and name == "term" else reason
+            self._edge.post(lambda now: core.on_trouble(subject, word, now))
+        (self._unwritten.add if reason else self._unwritten.discard)(name)
+        term = record.get("term")
+        if name == "term" and isinstance(term, int):
+            ended = core.on_unpersisted if reason else core.on_persisted
+            self._edge.post(lambda now: ended(term, now))
 
-    async def _keep(self, name: str, record: dict[str, object]) -> None:
-        await self._saved(name, record)
-
-    async def _saved(self, name: str, record: dict[str, object]) -> bool:
-        """Write a record down, one at a time in the order they were made; whether the disk took it."""
-        async with self._disk:
-            try:
-                await asyncio.to_thread(self._store.save_record, name, record)
-            except MeshError as error:
-                _log.error("disk_refused", record=name, reason=str(error))
-                return False
-        return True
+    async def keep(self, name: str, record: Record) -> None:
+        """Write a record down, in turn with the core's own."""
+        await self._keeper.keep(name, record)
 
     async def _on_disk(self, deed: Callable[[], None]) -> None:
         try:

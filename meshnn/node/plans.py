@@ -304,11 +304,21 @@ class PlanBook:
                 effects.append(Send(self._leader, said))
         return effects
 
+    def _burden(self) -> _Entry | None:
+        """Of the active plans the one that takes most of this device, to be given up where memory is short."""
+        costs = {
+            model: self._shards.cost_of(entry.plans.main.recipes_of(self._me)) for model, entry in self._active.items()
+        }
+        heaviest = max(sorted(costs), key=lambda model: costs[model], default="")
+        return self._active[heaviest] if costs.get(heaviest) else None
+
     def _verdict(self, entry: _Entry) -> Ready | Refused | None:
         main = entry.plans.main
         failed = [recipe for recipe in main.recipes_of(self._me) if self._shards.state(recipe) is State.FAILED]
         if failed:
             return Refused(main.epoch, self._shards.reason(failed[0]))
+        if self._shards.excess_bytes and entry is self._burden():
+            return Refused(main.epoch, f"memory is short there: {self._shards.excess_bytes / 1e6:.1f} MB too much")
         mine = [plan for plan in entry.plans.plans if plan.recipes_of(self._me)]
         loaded = [
             plan.epoch for plan in mine if all(self._shards.handle(r) is not None for r in plan.recipes_of(self._me))

@@ -49,6 +49,10 @@ def status(core: Core, me: DeviceId, mesh: str) -> dict[str, object]:
         "leader": core.cluster.leader,
         "term": core.cluster.term,
         "epoch": str(max(epochs)) if epochs else None,
+        "health": {
+            "state": "degraded" if core.health.degraded else "ok",
+            "troubles": [{"subject": subject, "reason": reason} for subject, reason in core.health.troubles.items()],
+        },
         "members": [_member(core, member, me) for _, member in sorted(core.cluster.members.items())],
         "models": [
             {
@@ -157,6 +161,11 @@ def _member(core: Core, member: Member, me: DeviceId) -> dict[str, object]:
         "memory_mb": round(member.capability.memory_bytes / 1e6, 3),
         "speed": round(member.capability.speed, 3),
     }
+    if member.usable:
+        row["health"] = "degraded" if member.capability.degraded else "ok"
     if member.device_id == me:
         row["used_mb"] = round(core.shards.used_bytes / 1e6, 3)
+        if core.memory is not None:
+            row["process_mb"] = round(core.memory.own_bytes / 1e6, 3)
+            row["free_mb"] = round(core.memory.room_bytes / 1e6, 3)
     return row

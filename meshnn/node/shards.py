@@ -162,6 +162,26 @@ class Shards:
                 self._rows[recipe] = replace(row, cost_bytes=wish.cost_bytes)
         return [*dropped, *self._relieve(), *self._step()]
 
+    def cost_of(self, recipes: Iterable[Recipe]) -> int:
+        """What those of these shards that are in memory cost."""
+        rows = (self._rows.get(recipe) for recipe in recipes)
+        return sum(row.cost_bytes for row in rows if row is not None and row.state in _IN_MEMORY)
+
+    @property
+    def budget_bytes(self) -> int:
+        """The memory for shards."""
+        return self._budget_bytes
+
+    @property
+    def excess_bytes(self) -> int:
+        """What the loaded shards cost beyond the budget, which may have shrunk under them."""
+        return max(0, self.used_bytes - self._budget_bytes)
+
+    def set_budget(self, budget_bytes: int) -> list[Effect]:
+        """Another budget from now on: what is least needed goes where it shrank, what waited loads where it grew."""
+        self._budget_bytes = budget_bytes
+        return [*self._relieve(), *self._step()]
+
     def on_fetched(self, recipe: Recipe, took_ms: float = 0.0) -> list[Effect]:
         """The shard's file is here."""
         self._fetching = self._measured(self._fetching, recipe, took_ms)

@@ -54,6 +54,45 @@ def test_without_its_disk_a_device_never_leads() -> None:
     assert not stage.sent(Vote)
 
 
+def test_a_disk_that_refuses_makes_a_follower_that_says_so() -> None:
+    """It promises nothing to a candidate and tells it not to wait; it follows; once the disk stores it votes again."""
+    stage = Stage(1, 2)
+    stage.hear(1, Vote(5))
+    stage.note(stage.cluster.on_unpersisted(5, stage.now))
+    stage.hear(2, PreVote(6))
+    (reply,) = stage.sent(PreVoteReply, 2)
+    assert (reply.granted, reply.votes) == (False, False)
+    stage.hear(2, Vote(6))
+    assert [reply.granted for reply in stage.sent(VoteReply)] == [False]
+    stage.wait(30.0, heard=(1, 2))
+    assert not stage.sent(PreVote)
+    stage.hear(2, Lead(7, 1, 3, 1))
+    assert stage.cluster.leader == device_id(2)
+    stage.note(stage.cluster.on_persisted(7, stage.now))
+    stage.hear(2, PreVote(9))
+    assert stage.sent(PreVoteReply, 2)[-1].votes
+
+
+def test_a_member_that_cannot_vote_is_not_waited_for() -> None:
+    """Of two devices the one with a good disk leads, though the other grants nothing; of three one must grant."""
+    stage = Stage(1)
+    stage.wait(2.5, heard=(1,))
+    term = stage.sent(PreVote)[-1].term
+    stage.hear(1, PreVoteReply(term, False, 0, votes=False))
+    stage.persist()
+    assert stage.cluster.leader == device_id(0)
+    stage = Stage(1, 2)
+    stage.wait(2.5, heard=(1, 2))
+    term = stage.sent(PreVote)[-1].term
+    stage.hear(1, PreVoteReply(term, False, 0, votes=False))
+    assert not stage.all(PersistTerm)
+    stage.hear(2, PreVoteReply(term, True, 0))
+    stage.persist()
+    assert not stage.sent(Vote, 1)
+    stage.hear(2, VoteReply(term, True, term))
+    assert stage.cluster.leader == device_id(0)
+
+
 def test_a_vote_leaves_only_after_it_is_stored() -> None:
     """The voter's yes waits for the disk, however often it is asked."""
     stage = Stage(1, 2)

@@ -99,6 +99,7 @@ def test_time_is_bounded(tmp_path: Path) -> None:
         (-11, b"", "the runtime crashes on it (SIGSEGV)"),
         (-6, b"terminate called after throwing an instance of 'std::bad_alloc'", "it takes more than 7 MB"),
         (-24, b"", "too much processor time"),
+        (-9, b"", "for want of memory"),
         (1, b"Traceback ...\nImportError: no numpy", "the trial failed: ImportError: no numpy"),
     ],
 )

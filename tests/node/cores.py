@@ -185,6 +185,10 @@ class Cores:
         assert found is not None, f"{letter} is dead"
         return found
 
+    def happens(self, letter: str, event: Event) -> None:
+        """Let an event of the outside happen to a device that lives."""
+        self._now(self.devices[letter], event)
+
     @property
     def living(self) -> str:
         """The letters of the devices that live."""

@@ -26,7 +26,7 @@ from meshnn.net.hello import Hello
 from meshnn.net.memory import MemoryNetwork, MemoryTransport
 from meshnn.net.tasks import TaskSet
 from meshnn.net.transport import Limits
-from meshnn.node import performer
+from meshnn.node import keeper, performer
 from meshnn.node.core import Core
 from meshnn.node.effects import CutShards, DropFile, Effect, Fetch, Load, SaveNames, Solve, Unload
 from meshnn.node.library import Library
@@ -274,20 +274,32 @@ async def test_a_card_that_is_none_is_an_event(tmp_path: Path) -> None:
 
 
 async def test_a_disk_that_refuses_is_a_line_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Records that cannot be written: the vote is not given, the rest goes on."""
+    """Records that cannot be written: the vote is not given, the node says so, and tries again until they are."""
 
     def full(descriptor: int) -> None:
         del descriptor
         raise OSError(errno.ENOSPC, "No space left on device")
 
     async with edges(tmp_path) as (a, _):
+        monkeypatch.setattr(keeper, "RETRY_S", 0.2)
         assert await a.does(PersistTerm(3, A)) == [("on_persisted", 3)]
-        monkeypatch.setattr(records, "settle", full)
-        with captured() as lines:
-            assert await a.does(PersistTerm(4, A), SaveNames(()), DropFile("shard", "gone")) == []
-        assert [line["event"] for line in lines] == ["disk_refused"] * 2
-        monkeypatch.undo()
-        assert a.store.load_record("term") == {"term": 3, "voted_for": A}
+        with monkeypatch.context() as disk, captured() as lines:
+            disk.setattr(records, "settle", full)
+            a.events.clear()
+            a.performer.perform([PersistTerm(4, A), SaveNames(()), DropFile("shard", "gone")])
+            await until(lambda: len(a.events) >= 3)
+            assert [line["event"] for line in lines[:2]] == ["disk_refused"] * 2
+            assert [event[:2] for event in a.events[:3]] == [
+                ("on_trouble", "disk (term.json)"),
+                ("on_unpersisted", 4),
+                ("on_trouble", "disk (names.json)"),
+            ]
+            assert "never leads" in str(a.events[0][2])
+            assert a.store.load_record("term") == {"term": 3, "voted_for": A}
+        well = [("on_trouble", "disk (term.json)", ""), ("on_persisted", 4), ("on_trouble", "disk (names.json)", "")]
+        await until(lambda: a.events[-3:] == well)
+        assert a.store.load_record("term") == {"term": 4, "voted_for": A}
+        await until(lambda: len(a.tasks) == 0)
 
 
 async def test_what_cannot_travel_costs_nothing_else(tmp_path: Path) -> None:

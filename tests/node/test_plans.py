@@ -309,3 +309,16 @@ def test_what_was_taken_on_trust_is_looked_at_once_the_card_is_here() -> None:
     bench.book.on_card()
     assert bench.book.newest("cat") is None
     assert bench.book.plan("cat", SECOND) is not None
+
+
+def test_where_memory_is_short_the_costliest_plan_is_given_up() -> None:
+    """A budget that no longer holds what serves is told to the leader, once, as a refusal of the heaviest plan."""
+    bench, plans = Bench(), plan_set()
+    bench.serve(plans)
+    assert not said(bench.book.on_shards(), Refused)
+    bench.shards.set_budget(1)
+    ((to, refused),) = said(bench.book.on_shards(), Refused)
+    assert to == B
+    assert isinstance(refused, Refused)
+    assert (refused.epoch, "memory is short" in refused.reason) == (FIRST, True)
+    assert not said(bench.book.on_shards(), Refused)

@@ -160,3 +160,18 @@ def test_a_recipe_that_two_contingencies_share_counts_once_and_at_the_better_ran
 def ranked(number: int, rank: int, cost_bytes: int) -> Wanted:
     """A spare shard of the contingency at this rank."""
     return Wanted(Fetch(R[number], "0" * 64, 5, ()), Level.SPARE, cost_bytes, "cat", rank)
+
+
+def test_a_budget_that_shrinks_sheds_spares_and_a_budget_that_grows_loads_them_again() -> None:
+    """What is least needed goes, what serves stays and is counted as too much; with room it all comes back."""
+    shards = loaded(wish(0, Level.ACTIVE), wish(1, Level.SPARE), wish(2, Level.SPARE))
+    assert len(unloads(shards.set_budget(25))) == 1
+    assert (shards.used_bytes, shards.excess_bytes) == (20, 0)
+    assert len(unloads(shards.set_budget(5))) == 1
+    assert (shards.loaded(), shards.excess_bytes) == ((R[0],), 5)
+    assert shards.cost_of([R[0], R[1]]) == 10
+    effects, back = shards.set_budget(30), []
+    while found := loads(effects):
+        back += found
+        effects = shards.on_loaded(found[0], R.index(found[0]))
+    assert sorted(back) == [R[1], R[2]]
