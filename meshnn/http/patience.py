@@ -30,9 +30,9 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
 
     head_s: float = 8.0  # from a request's first byte, or from the connection's beginning, to the end of its head
     idle_s: float = 75.0  # between two requests of one connection
-    body_s: float = 8.0  # in every so many seconds at least `body_bytes` of an unfinished body come
+    body_s: float = 6.0  # in every so many seconds at least `body_bytes` of an unfinished body come
     body_bytes: int = 4096
-    linger_s: float = 2.0  # what comes of a body nobody wants is read for so long before the connection ends
+    linger_s: float = 1.0  # what comes of a body nobody wants is read for so long before the connection ends
     stall_s: float = 8.0  # an answer of which nothing is taken for so long is given up
     connections: int = 128
 
@@ -104,6 +104,7 @@ class Reception:
             if slowest is None:
                 return False
             slowest.dismiss(_CROWDED)
+            self.gone(slowest.inner)  # at once: more may come before its end is told
             _log.debug("http_crowded", connections=len(self._guests))
         self._guests[inner] = guest
         return True
@@ -125,7 +126,7 @@ class _Guest(asyncio.Protocol):
     def __init__(self, reception: Reception, inner: asyncio.Protocol) -> None:
         self._reception = reception
         self._patience = reception.patience
-        self._inner = inner
+        self.inner = inner
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._request: web.Request | None = None
@@ -147,8 +148,8 @@ class _Guest(asyncio.Protocol):
         if held is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
             # A file goes out past the loop's buffers: the kernel gives up what nobody takes.
             held.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(self._patience.stall_s * 1000))
-        entered = self._reception.enter(self._inner, self)
-        self._inner.connection_made(transport)
+        entered = self._reception.enter(self.inner, self)
+        self.inner.connection_made(transport)
         if not entered:
             self.dismiss(_CROWDED)
             return
@@ -159,27 +160,27 @@ class _Guest(asyncio.Protocol):
         if self._idle:
             self._idle = False
             self._wait(self._patience.head_s)
-        self._inner.data_received(data)
+        self.inner.data_received(data)
 
     def eof_received(self) -> bool | None:
         """The caller says no more; it may still listen."""
-        return self._inner.eof_received()
+        return self.inner.eof_received()
 
     def pause_writing(self) -> None:
         """The caller takes its answer slower than we write it."""
         self._stall_timer = self._loop.call_later(self._patience.stall_s, self._abort)
-        self._inner.pause_writing()
+        self.inner.pause_writing()
 
     def resume_writing(self) -> None:
         """It has taken some."""
         self._stop(self._stall_timer)
-        self._inner.resume_writing()
+        self.inner.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The end."""
         self._stop(self._timer, self._stall_timer)
-        self._reception.gone(self._inner)
-        self._inner.connection_lost(exc)
+        self._reception.gone(self.inner)
+        self.inner.connection_lost(exc)
 
     # -- what the reception calls
 
@@ -192,7 +193,7 @@ class _Guest(asyncio.Protocol):
         """The answer is made: the next request may take its time to begin."""
         self._request = None
         self._idle = True
-        self._reception.waits(self._inner)
+        self._reception.waits(self.inner)
         self._wait(self._patience.idle_s)
 
     def dismiss(self, word: bytes) -> None:

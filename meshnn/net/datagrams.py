@@ -31,7 +31,7 @@ from meshnn.wire.datagram import (
 # Lives whose counters are remembered; strangers can only push out the longest silent.
 WINDOWS_LIMIT = 4096
 # How many datagrams are read before the loop gets to do something else.
-READS_AT_ONCE = 64
+READS_AT_ONCE = 256
 # Where one was turned away the next look is so much later: a flood is read in gulps and not one by one, which costs a
 # tenth, and the system's buffer holds what comes meanwhile.
 REST_S = 0.005
