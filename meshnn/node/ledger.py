@@ -37,7 +37,7 @@ class Ledger:
         self._fresh: dict[str, dict[str, Request]] = {}
         self._retries: dict[str, dict[str, Request]] = {}
         self._inside: dict[Epoch, int] = {}
-        self._tickets: dict[Epoch, int] = {}
+        self._tickets: dict[tuple[str, Epoch], int] = {}
         self._wakes: list[tuple[float, int, str]] = []
         self._count = 0
         self._held_bytes = 0
@@ -101,7 +101,7 @@ class Ledger:
             for attempt in entry.live:
                 if self._served.plan(entry.model, attempt.plan.epoch) is None:
                     effects += self._supersede(entry, attempt, now, f"plan {attempt.plan.epoch} was retired")
-        self._tickets = {epoch: turn for epoch, turn in self._tickets.items() if self._inside.get(epoch)}
+        self._tickets = {key: turn for key, turn in self._tickets.items() if self._served.plan(*key) is not None}
         self._latencies.prune()
         return effects + self._pump_all(now)
 
@@ -308,14 +308,14 @@ class Ledger:
 
     def _deal(self, plan: Plan, bad: set[DeviceId]) -> Way | None:
         """The next lane and groups by weight that are free of `bad`; None where there are none."""
-        ticket = self._tickets.get(plan.epoch, 0)
+        ticket = self._tickets.get((plan.model, plan.epoch), 0)
         for step in range(_period(plan)):
             lane, groups = deal(plan, ticket + step)
             stages = plan.lanes[lane].stages
             chosen = [stage.groups[group] for stage, group in zip(stages, groups, strict=True)]
             devices = tuple(sorted({shard.device for group in chosen for shard in group.shards}))
             if not bad.intersection(devices):
-                self._tickets[plan.epoch] = ticket + step
+                self._tickets[plan.model, plan.epoch] = ticket + step
                 return plan, lane, groups, devices
         return None
 
@@ -327,7 +327,7 @@ class Ledger:
         patience_at = now + self._latencies.patience_s(plan, entry.impatience)
         entry.attempts[number] = Attempt(number, plan, lane, groups, devices, now, patience_at)
         self._inside[plan.epoch] = self._inside.get(plan.epoch, 0) + 1
-        self._tickets[plan.epoch] += 1
+        self._tickets[plan.model, plan.epoch] += 1
         for table in (self._fresh, self._retries):
             table.get(entry.model, {}).pop(entry.name, None)
         self._wake(entry, patience_at)

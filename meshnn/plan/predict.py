@@ -127,6 +127,7 @@ class _Way:
     groups: tuple[int, ...]
     traffic: Traffic
     known: dict[DeviceId, DeviceInfo]
+    sizes: dict[int, int] = field(default_factory=dict)
 
     def device(self, stage: int, part: int, origin: DeviceId) -> DeviceId:
         """The device of a shard; the origin before the first stage and after the last."""
@@ -135,8 +136,11 @@ class _Way:
         return self.lane.stages[stage].groups[self.groups[stage]].shards[part].device
 
     def size_bytes(self, shipment: Shipment) -> int:
-        """The bytes of a shipment."""
-        return sum(boxes.size_bytes(self.model, tensor, box) for tensor, box in shipment.boxes)
+        """The bytes of a shipment, worked out once for each: the traffic keeps them."""
+        if id(shipment) not in self.sizes:
+            found = (boxes.size_bytes(self.model, tensor, box) for tensor, box in shipment.boxes)
+            self.sizes[id(shipment)] = sum(found)
+        return self.sizes[id(shipment)]
 
     def input_bytes(self, stage: int, part: int) -> int:
         """The bytes that a shard reads, addends each counted."""

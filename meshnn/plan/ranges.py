@@ -47,6 +47,13 @@ def assembly_bytes(card: Model, recipe: Recipe, addends: Mapping[int, int] = NO_
     `addends` says of each tensor that comes as partial sums in how many: all but one may have to wait.
     """
     model = outline(card)
+    copies = {t: addends[t] for t in model.fragment_inputs(recipe.first, recipe.last) if t in addends}
+    shape = (recipe.first, recipe.last, recipe.split, recipe.shares, recipe.part)
+    return model.recall(("assembly", *shape, *copies.items()), lambda: _assembly_bytes(model, recipe, copies))
+
+
+def _assembly_bytes(model: Outline, recipe: Recipe, addends: Mapping[int, int]) -> int:
+    """The answer of `assembly_bytes`."""
     stage, group = _alone(recipe)
     total = 0
     for index in dict.fromkeys(model.fragment_inputs(recipe.first, recipe.last)):

@@ -49,11 +49,13 @@ class Traffic:
     def __init__(self, routes: Routes) -> None:
         self.routes = routes
         self._made: dict[tuple[At, DeviceId], tuple[Shipment, ...]] = {}
+        self._due: dict[tuple[At, DeviceId], tuple[Shipment, ...]] = {}
         self._idle = tuple(key for key in routes.needs if not routes.sources_of(*key))
+        self._beside = {source: self._neighbours(gives) for source, gives in routes.gives.items()}
 
     def seat(self, origin: DeviceId) -> DeviceId:
-        """The origin as far as it matters to shipments: itself where it holds a shard of the way."""
-        return origin if origin in self.routes.devices.values() else ELSEWHERE
+        """The origin as far as it matters to shipments: itself where its end shares a parcel with a shard beside it."""
+        return origin if any(origin in devices for devices in self._beside.values()) else ELSEWHERE
 
     def device(self, at: At, origin: DeviceId) -> DeviceId:
         """Where a shard is, or the origin's end."""
@@ -61,20 +63,30 @@ class Traffic:
 
     def sent(self, source: At, origin: DeviceId) -> tuple[Shipment, ...]:
         """All that a shard (or the origin) sends for a request of `origin`, in the order of the addresses."""
-        seat = self.seat(origin)
-        key = (source, seat)
+        key = (source, origin if origin in self._beside[source] else ELSEWHERE)
         if key not in self._made:
-            self._made[key] = tuple(sorted(self._shipped(source, seat), key=lambda one: one.address))
+            self._made[key] = tuple(sorted(self._shipped(*key), key=lambda one: one.address))
         return self._made[key]
 
     def received(self, at: At, origin: DeviceId) -> tuple[Shipment, ...]:
         """All that a shard (or the origin's end) reads something of, its own and those addressed to a neighbour."""
         sources = ((ORIGIN, 0),) if at in self._idle else self.routes.sources_of(*at)
-        return tuple(
-            shipment
-            for source in sources
-            for shipment in self.sent(source, origin)
-            if any(reader.at == at for reader in shipment.readers)
+        beside = any(origin in self._beside[source] for source in sources)
+        key = (at, origin if beside else ELSEWHERE)
+        if key not in self._due:
+            self._due[key] = tuple(
+                shipment
+                for source in sources
+                for shipment in self.sent(source, key[1])
+                if any(reader.at == at for reader in shipment.readers)
+            )
+        return self._due[key]
+
+    def _neighbours(self, gives: Sequence[Give]) -> frozenset[DeviceId]:
+        """The devices whose shards read of a source that the origin's end reads of, too."""
+        at_end = any(give.stage == self.routes.stages for give in gives)
+        return frozenset(
+            self.routes.devices[give.stage, give.part] for give in gives if at_end and give.stage < self.routes.stages
         )
 
     def _shipped(self, source: At, seat: DeviceId) -> Iterator[Shipment]:
@@ -89,6 +101,11 @@ class Traffic:
 
 def _parted(source: At, gives: Sequence[Give]) -> Iterator[Shipment]:
     """The shipments to one device: every reader's boxes without what an earlier reader's bring."""
+    only = (gives[0].stage, gives[0].part)
+    if all((give.stage, give.part) == only for give in gives):
+        takes = tuple((place, give.box) for place, give in enumerate(gives))
+        yield Shipment(source, only, tuple((give.tensor, give.box) for give in gives), (Reader(only, takes),))
+        return
     sent: dict[int, list[Box]] = {}
     fresh: dict[At, list[tuple[int, Box]]] = {}
     for give in gives:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,6 +77,29 @@ def test_a_spatial_plan_is_applied_runs_exactly_and_is_given_back(mesh: Mesh, tm
     assert second.meshnn("plan", "reset", "photos").code == 0
     assert json.loads(second.meshnn("plan", "show", "--json").out)[0]["pinned"] is False
     _asked(second, tmp_path)
+
+
+def test_groups_and_lanes_share_the_requests(mesh: Mesh, tmp_path: Path) -> None:
+    """Data parallelism: of four answers two come from `one` alone, one each through `two` and `three` as replicas."""
+    device = mesh.devices["one"]
+    count = len(device.meshnn("models", "show", str(MODEL), "--json").json()["operators"])
+
+    def stage(first: int, last: int, *names: str) -> dict[str, object]:
+        return {"first": first, "last": last, "groups": [{"shards": [{"device": name}]} for name in names]}
+
+    lanes = [
+        {"stages": [stage(0, count - 1, "one")]},
+        {"stages": [stage(0, 2, "two", "three"), stage(3, count - 1, "one")]},
+    ]
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"lanes": lanes, "window": 4, "share": 4}))
+    applied = device.meshnn("plan", "apply", str(path), "--model", "photos")
+    assert applied.code == 0, applied.err
+    answers = [_asked(mesh.devices["two"], tmp_path) for _ in range(4)]
+    found = Counter(tuple(stage["device"] for stage in answer["plan"]["stages"]) for answer in answers)  # type: ignore[index]
+    assert found == {("one",): 2, ("two", "one"): 1, ("three", "one"): 1}
+    assert all(answer["exact"] is True for answer in answers)
+    assert device.meshnn("plan", "reset", "photos").code == 0
 
 
 def test_a_plan_that_does_not_fit_is_refused_with_its_reason(mesh: Mesh, tmp_path: Path) -> None:

@@ -494,6 +494,18 @@ def test_lanes_and_groups_are_dealt_by_weight() -> None:
     assert sorted(taken) == [(B,), (B,), (B,), (B,), (C,), (D,)]
 
 
+def test_turns_go_on_where_plans_change_between_requests() -> None:
+    """One request at a time, and news of plans between them: the turn is not begun anew while the plan is served."""
+    machine = ledger(Shelf(PlanSet(lanes())))
+    dealt = []
+    for number in range(6):
+        effect = accepted(machine, f"r{number}", float(number))
+        dealt.append((effect.lane, effect.groups))
+        machine.on_output(effect.request, 1, effect.plan.epoch, number + 0.5)
+        machine.on_plans(number + 0.6)
+    assert sorted(dealt) == [(0, (0,))] * 4 + [(1, (0,)), (1, (1,))]
+
+
 def test_dead_device_closes_only_its_lane() -> None:
     """A plan with another way through is not given up for one device."""
     machine = ledger(Shelf(PlanSet(lanes())))

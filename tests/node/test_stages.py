@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -108,13 +109,21 @@ class Bench:
             self.shelf.handles[recipe] = (await self.engine.load(self.model.file(recipe))).handle
 
     def slice(
-        self, tensor: int, *, source: int = 0, attempt: int = 1, request: str = "r1", epoch: Epoch | None = None
+        self,
+        tensor: int,
+        *,
+        source: int = 0,
+        stage: int = 1,
+        attempt: int = 1,
+        request: str = "r1",
+        epoch: Epoch | None = None,
     ) -> tuple[Slice, memoryview]:
-        """Random bytes of a tensor for the middle stage, as they come from the network."""
-        passage = Passage(request, attempt, "cat", epoch or self.plan.epoch, A, life(A), 0, (0, 0, 0))
+        """Random bytes of a tensor for a stage (the middle one), as they come from the network."""
+        groups = (0,) * len(self.plan.lanes[0].stages)
+        passage = Passage(request, attempt, "cat", epoch or self.plan.epoch, A, life(A), 0, groups)
         shape = self.model.card.tensor(tensor).shape
         array: Array = np.random.default_rng(1).normal(size=shape).astype(np.float32)
-        parcel = Parcel(1, 0, (Piece(tensor, whole(shape), array),))
+        parcel = Parcel(stage, 0, (Piece(tensor, whole(shape), array),))
         return header_of(passage, parcel, (source, 0), 30_000, ()), memoryview(b"".join(buffers_of(parcel)))
 
     def bring(self, device: DeviceId, header: Slice, payload: memoryview, boot_id: BootId | None = None) -> bool:
@@ -140,7 +149,24 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     """A device B that reads from D and, late, from the origin."""
     b = Builder(np.random.default_rng(5), "float32")
     first, late = b.input(1, 4, 4, 2, name="first"), b.input(1, 4, 4, 2, name="late")
-    model = Model(b.graph(b.conv(b.add(b.conv(first, 2), late), 2)), tmp_path)
+    async with _running(Model(b.graph(b.conv(b.add(b.conv(first, 2), late), 2)), tmp_path)) as made:
+        yield made
+
+
+@pytest.fixture
+async def sharing(tmp_path: Path) -> AsyncIterator[Bench]:
+    """A device B whose stages 1 and 3 both read what D makes; stage 3 reads of C, too."""
+    b = Builder(np.random.default_rng(5), "float32")
+    made_by_d = b.conv(b.input(1, 4, 4, 2), 2)
+    model = Model(b.graph(b.add(b.conv(b.conv(made_by_d, 2), 2), made_by_d)), tmp_path)
+    async with _running(model) as made:
+        await made.serve(pipeline([D, B, C, B], [(0, 0), (1, 1), (2, 2), (3, 3)], digest=model.digest))
+        yield made
+
+
+@asynccontextmanager
+async def _running(model: Model) -> AsyncIterator[Bench]:
+    """A bench that keeps time."""
     engine = Engine()
     made = Bench(model, engine)
     async with asyncio.TaskGroup() as tasks:
@@ -298,3 +324,85 @@ async def test_payload_over_the_limit_is_not_read(bench: Bench) -> None:
     await bench.serve()
     header, _ = bench.slice(bench.fed)
     assert not bench.plane.admit(D, header, Limits().payload_bytes + 1)
+
+
+def behind(bench: Bench) -> int:
+    """The tensor that C makes for stage 3."""
+    return bench.model.card.operators[2].outputs[0]
+
+
+async def test_one_parcel_feeds_both_stages_and_counts_once(sharing: Bench) -> None:
+    """Stage 1 runs at once, stage 3 when C's part is there too; one receipt, and D's bytes count with stage 1."""
+    header, payload = sharing.slice(sharing.fed)
+    assert sharing.bring(D, header, payload)
+    assert sharing.plane.in_flight(sharing.plan.epoch) == 2
+    await until(lambda: bool(sharing.tap.sent))
+    assert (sharing.tap.sent[0][0], sharing.tap.sent[0][1].stage) == (C, 2)
+    assert sharing.bring(C, *sharing.slice(behind(sharing), source=2, stage=3))
+    await until(lambda: len(sharing.tap.sent) == 2)
+    to, answer, _ = sharing.tap.sent[1]
+    assert (to, answer.stage, answer.source_stage) == (A, 4, 3)
+    assert [(time.stage, time.bytes_in) for time in answer.times] == [(3, payload.nbytes)]
+    assert [(time.stage, time.bytes_in) for time in sharing.tap.sent[0][1].times] == [(1, payload.nbytes)]
+    assert [device for device, told in sharing.tap.said if isinstance(told, Receipt)] == [D, C]
+    await until(lambda: sharing.plane.in_flight(sharing.plan.epoch) == 0)
+    assert sharing.plane._pipeline.assembly.held_bytes == 0
+
+
+async def test_a_shared_parcel_that_comes_twice_is_not_read_again(sharing: Bench) -> None:
+    """While the second reader waits, and after it has run: nobody wants it, and the sender hears so."""
+    assert sharing.bring(D, *sharing.slice(sharing.fed))
+    assert not sharing.bring(D, *sharing.slice(sharing.fed))
+    await until(lambda: bool(sharing.tap.sent))
+    assert sharing.bring(C, *sharing.slice(behind(sharing), source=2, stage=3))
+    await until(lambda: len(sharing.tap.sent) == 2)
+    assert not sharing.bring(D, *sharing.slice(sharing.fed))
+    assert not sharing.bring(C, *sharing.slice(behind(sharing), source=2, stage=3))
+    assert len(sharing.tap.sent) == 2
+    assert len([told for _, told in sharing.tap.said if isinstance(told, Receipt)]) == 5
+    assert sharing.tap.failures() == []
+
+
+async def test_cancel_frees_every_reader_of_a_parcel(sharing: Bench) -> None:
+    """The attempt is over for stage 3 as well: what C still sends is not read, and no failure is reported."""
+    sharing.bring(D, *sharing.slice(sharing.fed))
+    await until(lambda: bool(sharing.tap.sent))
+    sharing.plane.on_message(A, life(A), Cancel("r1", 1))
+    await until(lambda: sharing.plane.in_flight(sharing.plan.epoch) == 0)
+    assert sharing.plane._pipeline.assembly.held_bytes == 0
+    assert not sharing.bring(C, *sharing.slice(behind(sharing), source=2, stage=3))
+    assert not sharing.bring(D, *sharing.slice(sharing.fed))
+    assert sharing.tap.failures() == []
+
+
+async def test_a_later_attempt_replaces_an_older_one_in_every_reader(sharing: Bench) -> None:
+    """Attempt 2's parcel frees what attempt 1 left in stage 3; a late slice of attempt 1 meets nothing."""
+    sharing.bring(D, *sharing.slice(sharing.fed, attempt=1))
+    await until(lambda: bool(sharing.tap.sent))
+    assert sharing.bring(D, *sharing.slice(sharing.fed, attempt=2))
+    await until(lambda: len(sharing.tap.sent) == 2)
+    assert not sharing.bring(C, *sharing.slice(behind(sharing), source=2, stage=3, attempt=1))
+    assert not sharing.bring(D, *sharing.slice(sharing.fed, attempt=1))
+    assert sharing.bring(C, *sharing.slice(behind(sharing), source=2, stage=3, attempt=2))
+    await until(lambda: len(sharing.tap.sent) == 3)
+    assert (sharing.tap.sent[2][1].stage, sharing.tap.sent[2][1].attempt) == (4, 2)
+
+
+async def test_a_parcel_under_an_address_that_the_plan_does_not_use_is_refused(sharing: Bench) -> None:
+    """D sends nothing to stage 3 itself: its bytes come with stage 1's parcel. Nothing is read, nobody is accused."""
+    for address, source in ((3, 0), (3, 1), (2, 0), (4, 0), (9, 0), (-1, 0), (1, 2)):
+        assert not sharing.bring(D, *sharing.slice(sharing.fed, stage=address, source=source))
+    assert sharing.plane.in_flight(sharing.plan.epoch) == 0
+    assert sharing.tap.failures() == []
+
+
+async def test_a_shared_parcel_needs_room_in_every_reader(sharing: Bench) -> None:
+    """Stage 1 runs and is free again, stage 3 waits for C: when its window is full the next parcel is turned away."""
+    for number in range(sharing.plan.window):
+        assert sharing.bring(D, *sharing.slice(sharing.fed, request=f"r{number}"))
+    await until(lambda: len(sharing.tap.sent) == sharing.plan.window)
+    await until(lambda: sharing.plane.in_flight(sharing.plan.epoch) == sharing.plan.window)
+    assert not sharing.bring(D, *sharing.slice(sharing.fed, request="late"))
+    assert sharing.tap.failures() == [(A, "busy_error", "")]
+    sharing.plane.on_message(A, life(A), Cancel("r0", 1))
+    assert sharing.bring(D, *sharing.slice(sharing.fed, request="later"))
