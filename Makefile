@@ -25,7 +25,7 @@ demo: set-up
 	@$(PYTHON) -m tools.demo
 
 test: check
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 check: set-up
 	@.venv/bin/ruff check .
