@@ -113,7 +113,8 @@ def divided(path: Path, count: int, memory_bytes: int) -> tuple[Plan, list[tuple
         )
     print(
         f"digest, reading, describing, planning, cutting {len(cut)} shards: {memory.took_s:.2f} s "
-        f"(limit {LIMIT_S:.0f}), {memory.resident_bytes / 1e6:.0f} MB resident (limit {LIMIT_BYTES / 1e6:.0f}), "
+        f"(limit {LIMIT_S:.0f}), of these {memory.worked_s:.2f} s at work; "
+        f"{memory.resident_bytes / 1e6:.0f} MB resident (limit {LIMIT_BYTES / 1e6:.0f}), "
         f"{memory.anonymous_bytes / 1e6:.0f} MB of them anonymous"
     )
     return plan, cut
