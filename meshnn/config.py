@@ -30,7 +30,8 @@ DEFAULT_HTTP_PORT = 7767
 
 SYSTEM_FILE = Path("/etc/meshnn/config.toml")
 LOG_LEVELS = ("debug", "info", "warning", "error")
-LONGEST_NAME = 64
+LONGEST_NAME = 63
+"""What a HELLO and a member's row carry."""
 # What a person writes is far shorter; the time and memory of reading a line of dotted keys grow with its square.
 _FILE_LENGTH_MAX = 64 * 1024
 _LINE_LENGTH_MAX = 2000
@@ -43,7 +44,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     """The settings of one device, all checked; `load` makes one."""
 
     name: str
-    """What people call this device: 1 to 64 printable characters."""
+    """What people call this device: 1 to 63 printable characters."""
     memory_bytes: int
     """The most this device spends on shards."""
     disk_bytes: int
@@ -95,7 +96,7 @@ def parse_peers(value: object) -> tuple[HostPort, ...]:
 
 
 def parse_name(value: object) -> str:
-    """A name of 1 to 64 printable characters, without blanks around it; raises ValueError."""
+    """A name of 1 to 63 printable characters, without blanks around it; raises ValueError."""
     name = value.strip() if isinstance(value, str) else ""
     if not name or not name.isprintable() or len(name) > LONGEST_NAME:
         raise ValueError(f"no name: it takes 1 to {LONGEST_NAME} printable characters")

@@ -78,14 +78,14 @@ def test_peers_are_a_list_or_text_with_commas() -> None:
 
 @given(st.text(max_size=80))
 def test_a_name_is_printable_and_short(text: str) -> None:
-    """Whatever is typed, a name that is accepted has 1 to 64 printable characters and no blanks around it."""
+    """Whatever is typed, a name that is accepted has 1 to 63 printable characters and no blanks around it."""
     try:
         name = config.parse_name(text)
     except ValueError:
         stripped = text.strip()
-        assert not stripped or len(stripped) > 64 or not stripped.isprintable()
+        assert not stripped or len(stripped) > 63 or not stripped.isprintable()
     else:
-        assert 1 <= len(name) <= 64
+        assert 1 <= len(name) <= 63
         assert name.isprintable()
         assert name == text.strip()
 
@@ -114,8 +114,8 @@ def test_every_reader_answers_or_refuses(value: object) -> None:
         ("interface", "eth0", "no IP address"),
         ("interface", "999.1.1.1", "no IP address"),
         ("log", "loud", "choose from debug, info, warning, error"),
-        ("name", "a\nb", "1 to 64 printable"),
-        ("mesh", "m" * 65, "1 to 64 printable"),
+        ("name", "a\nb", "1 to 63 printable"),
+        ("mesh", "m" * 64, "1 to 63 printable"),
         ("state_dir", "", "not a folder"),
         ("state_dir", "a\0b", "not a folder"),
         ("state_dir", 5, "not a folder"),
@@ -149,7 +149,7 @@ def test_nothing_needs_to_be_set(nowhere: dict[str, str], tmp_path: Path) -> Non
     """With no setting anywhere, every field has a sensible value taken from the machine."""
     made = load({}, nowhere, tmp_path)
     assert made.mesh == "home"
-    assert 1 <= len(made.name) <= 64
+    assert 1 <= len(made.name) <= 63
     assert made.memory_bytes > 0
     assert made.disk_bytes > 0
     assert 1 <= made.threads <= max(1, (os.cpu_count() or 1) - 1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -13,10 +15,12 @@ import click
 from meshnn.cli.options import json_option, state_dir_option, state_folder
 from meshnn.cli.wish import Asker, Wish
 from meshnn.client import LocalNode, Reply, find
-from meshnn.errors import MeshError
+from meshnn.errors import MeshError, NoMeshError
 from meshnn.input_file import read_file
 
 ASK_DEADLINE_S = 30.0
+# What is left of a deadline when the node of this device dies is at least so long, in seconds.
+LEAST_S = 1.0
 
 
 @click.command("ask", short_help="Ask a model about photos.")
@@ -48,14 +52,23 @@ def command(
     wish = Wish(model, top, deadline, as_json, tensors)
     folder = state_folder(state_dir)
     node = find(folder)
-    if node is not None:
-        return _ask_all(inputs, wish, _by_node(node))
     with ExitStack() as stack:
-        return _ask_all(inputs, wish, _by_another(folder, stack))
+        another = _by_another(folder, stack)
+        return _ask_all(inputs, wish, another if node is None else _by_node(node, another))
 
 
-def _by_node(node: LocalNode) -> Asker:
-    return lambda data, source, wish: node.ask(data, source, wish.deadline_s, wish.query)
+def _by_node(node: LocalNode, another: Asker) -> Asker:
+    """The node of this device; what it leaves unanswered when it dies another one answers, within the deadline."""
+
+    def ask(data: bytes, source: str, wish: Wish) -> Reply:
+        began = time.monotonic()
+        try:
+            return node.ask(data, source, wish.deadline_s, wish.query)
+        except NoMeshError:
+            left_s = wish.deadline_s - (time.monotonic() - began)
+            return another(data, source, dataclasses.replace(wish, deadline_s=max(left_s, LEAST_S)))
+
+    return ask
 
 
 def _by_another(folder: Path, stack: ExitStack) -> Asker:

@@ -77,12 +77,14 @@ class Roster:
 
     @property
     def full(self) -> bool:
-        """Whether no further device can be admitted."""
-        return len(self._rows) >= ROWS_MAX
+        """Whether no further device can be admitted: all rows are of living ones."""
+        return len(self._rows) >= ROWS_MAX and len(self.usable) >= len(self._rows)
 
     def put(self, row: Member, now: float) -> None:
         """Store a row; a change of state or life starts its `since` anew."""
         before = self._rows.get(row.device_id)
+        if before is None and len(self._rows) >= ROWS_MAX:
+            self._drop_oldest_tombstone()
         self._rows[row.device_id] = row
         self._snapshot = None
         if before is None or before.state is not row.state or before.boot_id != row.boot_id:
@@ -134,12 +136,21 @@ class Roster:
         """Forget tombstones older than a day."""
         for device, row in self.snapshot.items():
             if not row.usable and device != self.me and now - self._since[device] >= TOMBSTONE_S:
-                del self._rows[device]
-                self._since.pop(device, None)
-                self._heard.pop(device, None)
-                self._hashes.pop(device, None)
-                self._snapshot = None
-                self.changes.append(MemberChanged(row, None))
+                self._drop(row)
+
+    def _drop_oldest_tombstone(self) -> None:
+        """Make room for a living device: the dead of long ago must not keep it out."""
+        dead = [device for device, row in self.snapshot.items() if not row.usable and device != self.me]
+        if dead:
+            self._drop(self._rows[min(dead, key=lambda device: (self._since[device], device))])
+
+    def _drop(self, row: Member) -> None:
+        del self._rows[row.device_id]
+        self._since.pop(row.device_id, None)
+        self._heard.pop(row.device_id, None)
+        self._hashes.pop(row.device_id, None)
+        self._snapshot = None
+        self.changes.append(MemberChanged(row, None))
 
     def digest(self) -> tuple[int, ...]:
         """One hash per bucket over the usable rows, equal where two tables agree."""

@@ -73,6 +73,12 @@ def load() -> Busy:
     return Busy(int(psutil.virtual_memory().available), float(psutil.cpu_percent(interval=None)))
 
 
+def on_mains() -> bool:
+    """Whether this device runs from the mains, or has no battery at all, as far as the system says."""
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return battery is None or battery.power_plugged is not False
+
+
 def cores() -> int:
     """Physical cores that this process may use, at least 1."""
     physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1

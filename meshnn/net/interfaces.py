@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import ifaddr
 import psutil
 
 from meshnn.errors import NodeError
 
+_SYSTEM_INTERFACES = Path("/sys/class/net")
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 # How long a list of interfaces is believed before a host that does not fit makes us look again.
@@ -71,12 +73,16 @@ def own_address(hosts: Iterable[str], before: str = "") -> str:
     Without any the one they know stays. `hosts` are those of `present`.
     """
     given = tuple(hosts)
-    if before in given:
-        return before
     outward = [host for host in given if not ipaddress.ip_address(host).is_loopback]
-    if before and not outward:
+    if before in outward or (before and not outward):
         return before
     return next(iter(outward or given), before)
+
+
+def is_wireless(host: str) -> bool:
+    """Whether the interface with this address is a radio; False where the system does not say."""
+    names = [name for name, entries in attached().items() if any(str(entry.ip) == host for entry in entries)]
+    return any((_SYSTEM_INTERFACES / name / "wireless").exists() for name in names)
 
 
 def announceable(addresses: Iterable[str]) -> tuple[str, ...]:

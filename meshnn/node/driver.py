@@ -25,7 +25,7 @@ from meshnn.device.store import Store
 from meshnn.errors import MeshError, NodeError
 from meshnn.graph import schema
 from meshnn.net.hello import Hello
-from meshnn.net.interfaces import addresses_of, own_address, present
+from meshnn.net.interfaces import addresses_of, is_wireless, own_address, present
 from meshnn.net.security import Identity
 from meshnn.net.tasks import TaskSet, contained
 from meshnn.net.transport import Transport
@@ -377,6 +377,8 @@ class Node:
             probe.cores(),
             runtime.numeric_class(self._config.threads),
             schema.available(),
+            probe.on_mains(),
+            not is_wireless(self._host()),
         )
         return self._capability
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from meshnn.cluster import roster
 from meshnn.cluster.effects import IdentityClash, MemberChanged, PersistIncarnation, SendDatagram, SendStream
 from meshnn.cluster.member import Capability, Load, MemberState
 from meshnn.cluster.messages import (
@@ -276,6 +277,19 @@ def test_tombstones_last_a_day() -> None:
     stage.suspend(0.2 * 3600)
     assert device_id(2) not in stage.cluster.members
     assert any(change.after is None for change in stage.all(MemberChanged))
+
+
+def test_the_dead_of_long_ago_make_room_for_the_living(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full table drops its oldest tombstone for a newcomer, and refuses one only where all in it live."""
+    monkeypatch.setattr(roster, "ROWS_MAX", 4)
+    stage = Stage(1, 2, 3)
+    stage.tell(1, Alive(member(4)))
+    assert device_id(4) not in stage.cluster.members
+    for dead in (3, 2):
+        stage.tell(1, Dead(device_id(dead), 1000, device_id(1)))
+        stage.wait(1.0, heard=(1,))
+    stage.tell(1, Alive(member(4)))
+    assert sorted(stage.cluster.members) == [device_id(number) for number in (0, 1, 2, 4)]
 
 
 def test_load_is_last_writer_wins() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -89,3 +90,13 @@ def test_a_quota_lowers_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert probe.capability(1, 1).speed == 2.0
     monkeypatch.setattr(probe, "cpu_quota_cores", lambda: math.inf)
     assert probe.capability(1, 1).speed == 8.0
+
+
+@pytest.mark.parametrize(("plugged", "mains"), [(None, True), (True, True), (False, False)])
+def test_a_battery_that_is_not_charged_is_no_mains(
+    monkeypatch: pytest.MonkeyPatch, plugged: bool | None, mains: bool
+) -> None:
+    """A device without a battery, or whose system does not know, counts as one on the mains."""
+    battery = None if plugged is None else SimpleNamespace(percent=50, power_plugged=plugged)
+    monkeypatch.setattr("psutil.sensors_battery", lambda: battery, raising=False)
+    assert probe.on_mains() is mains

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from pathlib import Path
 
 import cbor2
 import msgspec
@@ -14,8 +15,18 @@ from hypothesis import strategies as st
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import NodeError, PeerError
+from meshnn.net import interfaces
 from meshnn.net.hello import Hello, Refusal, SkewError, decode_hello, decode_refusal, encode_hello, is_elder, judge
-from meshnn.net.interfaces import FRESH_S, Vicinity, addresses_of, announceable, attached, own_address, present
+from meshnn.net.interfaces import (
+    FRESH_S,
+    Vicinity,
+    addresses_of,
+    announceable,
+    attached,
+    is_wireless,
+    own_address,
+    present,
+)
 from meshnn.net.sockets import DEFAULT_PORT, listen, tune
 from meshnn.net.tasks import TaskSet
 from meshnn.telemetry import captured
@@ -150,9 +161,20 @@ def test_the_address_others_know_is_kept_while_it_is_there() -> None:
     assert own_address(("127.0.0.1", "10.0.0.6"), "10.0.0.5") == "10.0.0.6"
     assert own_address(("127.0.0.1",), "10.0.0.5") == "10.0.0.5"
     assert own_address((), "10.0.0.5") == "10.0.0.5"
-    assert own_address(("127.0.0.1", "10.0.0.6"), "127.0.0.1") == "127.0.0.1"
+    assert own_address(("127.0.0.1", "10.0.0.6"), "127.0.0.1") == "10.0.0.6"
+    assert own_address(("127.0.0.1",), "127.0.0.1") == "127.0.0.1"
     assert own_address(("127.0.0.1", "10.0.0.6")) == "10.0.0.6"
     assert own_address(("127.0.0.1",)) == "127.0.0.1"
+
+
+def test_a_radio_is_told_from_a_cable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's own list of interfaces says it; loopback, and what nobody has, is no radio."""
+    assert not is_wireless(LOCAL)
+    assert not is_wireless("203.0.113.200")
+    name = next(name for name, entries in attached().items() if any(str(entry.ip) == LOCAL for entry in entries))
+    (tmp_path / name / "wireless").mkdir(parents=True)
+    monkeypatch.setattr(interfaces, "_SYSTEM_INTERFACES", tmp_path)
+    assert is_wireless(LOCAL)
 
 
 def test_what_is_present_is_up_and_what_is_gone_is_nothing() -> None:
