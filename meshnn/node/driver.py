@@ -9,10 +9,8 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeVar
 
 import msgspec
 
@@ -35,7 +33,7 @@ from meshnn.node.core import Core
 from meshnn.node.dataplane import DataPlane, Stats
 from meshnn.node.effects import Effect, Fetch
 from meshnn.node.library import Library
-from meshnn.node.messages import NameRecord
+from meshnn.node.past import PEERS_MAX, Past, remember
 from meshnn.node.performer import Performer
 from meshnn.node.service import Service
 from meshnn.node.serving import Serving
@@ -57,26 +55,13 @@ ENGINE_STOP_S = 1.0
 LOAD_EVERY_S = 5.0
 PEERS_EVERY_S = 5.0
 MEMORY_EVERY_S = 1.0
-PEERS_MAX = 64
 NETWORK_EVERY_S = 2.0
 # A change of the free disk by this part is worth telling the others.
 DISK_NEWS = 0.1
 
 _log = logger(__name__)
-StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 TransportMaker = Callable[[Identity, Hello, Switchboard], Transport]
-
-
-@dataclass(frozen=True, slots=True)
-class Past:
-    """What an earlier life of this device wrote down."""
-
-    term: int
-    voted_for: DeviceId | None
-    incarnation: int
-    records: tuple[NameRecord, ...]
-    peers: tuple[tuple[str, int], ...]
 
 
 class Node:
@@ -397,55 +382,3 @@ class Node:
 def reachable_address(interface: str | None) -> str:
     """The address to tell the others: one that is not loopback, where there is one."""
     return own_address(present(interface)) or addresses_of(interface)[0]
-
-
-class _Term(msgspec.Struct, frozen=True):
-    """The record of the election."""
-
-    term: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 0
-    voted_for: DeviceId | None = None
-
-
-class _Incarnation(msgspec.Struct, frozen=True):
-    """The record of membership."""
-
-    incarnation: Annotated[int, msgspec.Meta(ge=0, lt=2**62)] = 0
-
-
-class _Names(msgspec.Struct, frozen=True):
-    """The record of the catalogue; each row is read for itself."""
-
-    records: list[object] = []
-
-
-class _Peers(msgspec.Struct, frozen=True):
-    """The record of where others were."""
-
-    peers: Annotated[list[tuple[str, int]], msgspec.Meta(max_length=PEERS_MAX)] = []
-
-
-def remember(store: Store) -> Past:
-    """What an earlier life wrote down; what is damaged or of another version is told in a line and left out.
-
-    Blocks on the disk.
-    """
-    term = _record(store, "term", _Term)
-    records = []
-    for row in _record(store, "names", _Names).records:
-        try:
-            records.append(msgspec.convert(row, NameRecord))
-        except msgspec.ValidationError as error:
-            _log.warning("model_name_not_understood", reason=str(error))
-    peers = tuple(_record(store, "peers", _Peers).peers)
-    return Past(
-        term.term, term.voted_for, _record(store, "incarnation", _Incarnation).incarnation, tuple(records), peers
-    )
-
-
-def _record(store: Store, name: str, kind: type[StructT]) -> StructT:
-    """A record in its form, or an empty one: a device on a shelf must come up again by itself."""
-    try:
-        return msgspec.convert(store.load_record(name), kind)
-    except (NodeError, msgspec.ValidationError) as error:
-        _log.warning("record_left_out", record=name, reason=str(error))
-        return kind()

@@ -17,8 +17,8 @@ from meshnn.errors import MeshError, NodeError
 from meshnn.net.memory import MemoryNetwork
 from meshnn.node import problem
 from meshnn.node.answer import Answer
-from meshnn.node.driver import remember
 from meshnn.node.effects import Effect
+from meshnn.node.past import remember
 from meshnn.telemetry import captured
 from tests.node.nodes import (
     DISK_BYTES,

@@ -28,7 +28,7 @@ from meshnn.graph.metadata import METADATA_NAME, labels_of, normalisation_of, ou
 from meshnn.graph.reader import read
 from meshnn.graph.schema import Table, builder
 from meshnn.graph.writer import write
-from meshnn.node.driver import remember
+from meshnn.node.past import remember
 from meshnn.tensor_file import read_npz
 from meshnn.vision import read_photo, to_tensor
 from tools.fuzz.border import Border

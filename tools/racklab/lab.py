@@ -100,8 +100,9 @@ class Device:
 
     def readdress(self, address: str) -> None:
         """Give the device another address, as a router does that forgot it; the one it had is gone."""
-        _ip(f"-n {self.name} address add {address}/24 dev eth0")
         _ip(f"-n {self.name} address del {self.address}/24 dev eth0")
+        _ip(f"-n {self.name} address add {address}/24 dev eth0")
+        _ip(f"-n {self.name} route replace 224.0.0.0/4 dev eth0")
         self.address = address
 
     def take_down(self) -> None:
