@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import ifaddr
@@ -11,6 +13,9 @@ import psutil
 
 from meshnn.errors import NodeError
 
+# An address for documentation: no device has it, and the way to it is the way to everywhere.
+_FAR_AWAY = "192.0.2.1"
+_ANY_PORT = 9
 _SYSTEM_INTERFACES = Path("/sys/class/net")
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPInterface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -51,7 +56,8 @@ def addresses_of(interface: str | None) -> tuple[str, ...]:
 def present(interface: str | None) -> tuple[str, ...]:
     """The addresses of `addresses_of` on interfaces that are up and have their cable in; none where all are gone.
 
-    It is what a node looks at again and again to see its network change. It blocks for some ms.
+    Those of bridges, which are mostly for containers, come last. It is what a node looks at again and again to see its
+    network change. It blocks for some ms.
     """
     try:
         addresses = addresses_of(interface)
@@ -64,17 +70,45 @@ def present(interface: str | None) -> tuple[str, ...]:
         if name in states and not states[name].isup
         for entry in entries
     }
-    return tuple(host for host in addresses if host not in down)
+    bridged = {
+        str(entry.ip)
+        for name, entries in attached().items()
+        if (_SYSTEM_INTERFACES / name / "bridge").exists()
+        for entry in entries
+    }
+    return tuple(sorted((host for host in addresses if host not in down), key=lambda host: host in bridged))
 
 
-def own_address(hosts: Iterable[str], before: str = "") -> str:
-    """Where others reach this device: at the address they know, while it is there, else at one that is not loopback.
+def sources(towards: Iterable[str]) -> Counter[str]:
+    """From which addresses of this device the system would speak to these hosts, and to how many of them.
 
-    Without any the one they know stays. `hosts` are those of `present`.
+    A host beyond every network counts where there is a default route. Nothing is sent.
+    """
+    found: Counter[str] = Counter()
+    for host in (*towards, _FAR_AWAY):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            try:
+                asking.connect((str(ipaddress.IPv4Address(host)), _ANY_PORT))
+            except (OSError, ValueError):  # no way there, or a name, which would have to be looked up
+                continue
+            found[asking.getsockname()[0]] += 1
+    return found
+
+
+def own_address(hosts: Iterable[str], before: str = "", spoken_from: Mapping[str, int] | None = None) -> str:
+    """Where others reach this device: at the address they know while it serves, else where it speaks from to most.
+
+    `hosts` are those of `present`, `spoken_from` those of `sources`: a bridge of containers has an address too, and
+    nobody is there. Loopback is a way for others only where there is nothing else; without any the known one stays.
     """
     given = tuple(hosts)
     outward = [host for host in given if not ipaddress.ip_address(host).is_loopback]
-    if before in outward or (before and not outward):
+    serving = {host: count for host, count in (spoken_from or {}).items() if host in outward}
+    if before in outward and (not serving or before in serving):
+        return before
+    if serving:
+        return max(serving, key=lambda host: (serving[host], -outward.index(host)))
+    if before and not outward:
         return before
     return next(iter(outward or given), before)
 

@@ -23,7 +23,7 @@ from meshnn.device.store import Store
 from meshnn.errors import MeshError, NodeError
 from meshnn.graph import schema
 from meshnn.net.hello import Hello
-from meshnn.net.interfaces import addresses_of, is_wireless, own_address, present
+from meshnn.net.interfaces import addresses_of, is_wireless, own_address, present, sources
 from meshnn.net.security import Identity
 from meshnn.net.tasks import TaskSet, contained
 from meshnn.net.transport import Transport
@@ -331,7 +331,11 @@ class Node:
             hosts = await self._hosts()
             if hosts == before:
                 continue
-            host = own_address(hosts, self.core.cluster.me.address.host)
+            others = [
+                member.address.host for member in self.core.cluster.members.values() if member.device_id != self.me
+            ]
+            spoken_from = await asyncio.to_thread(sources, others[:PEERS_MAX])
+            host = own_address(hosts, self.core.cluster.me.address.host, spoken_from)
             _log.info("network_changed", addresses=list(hosts), own=host)
             before = hosts
             self.transport.on_network(hosts)
@@ -381,4 +385,4 @@ class Node:
 
 def reachable_address(interface: str | None) -> str:
     """The address to tell the others: one that is not loopback, where there is one."""
-    return own_address(present(interface)) or addresses_of(interface)[0]
+    return own_address(present(interface), spoken_from=sources(())) or addresses_of(interface)[0]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-# From so many unanswered requests on, the time between two answers is what the mesh can do, not what is asked of it.
-BACKLOG = 8
+# With so many more requests open, the time to the next answer is what the mesh can do, not how often it is asked; in a
+# mesh that works at several requests at once it may be somewhat better than that.
+BACKLOG = 2
 SAMPLES = 8
 GAIN = 1 / 16
 # An estimate is believed for so long after its last sample, in seconds: plans and devices change.

@@ -34,6 +34,8 @@ ADD_DEADLINE_S = 60.0
 # Photos decoded at once: each may take tens of MB.
 DECODING_MAX = 4
 WAITING_MAX = 1024
+# An estimate is no promise: a request is taken where it should be answered within this share of its deadline.
+SAFE_SHARE = 0.8
 
 
 class Host(Protocol):
@@ -89,7 +91,7 @@ class Service:
         if self._pace.open >= WAITING_MAX:
             raise BusyError(f"{WAITING_MAX} requests are waiting on this device already; try again later")
         wait_s = self._pace.wait_s(self._clock())
-        if wait_s > deadline_s:
+        if wait_s > SAFE_SHARE * deadline_s > 0:
             raise BusyError(
                 f"{self._pace.open} requests wait on this device, some {wait_s:.1f} s of work, and this one has "
                 f"{deadline_s:.1f} s; try again later"

@@ -26,6 +26,7 @@ from meshnn.net.interfaces import (
     is_wireless,
     own_address,
     present,
+    sources,
 )
 from meshnn.net.sockets import DEFAULT_PORT, listen, tune
 from meshnn.net.tasks import TaskSet
@@ -165,6 +166,32 @@ def test_the_address_others_know_is_kept_while_it_is_there() -> None:
     assert own_address(("127.0.0.1",), "127.0.0.1") == "127.0.0.1"
     assert own_address(("127.0.0.1", "10.0.0.6")) == "10.0.0.6"
     assert own_address(("127.0.0.1",)) == "127.0.0.1"
+
+
+def test_a_network_of_containers_is_no_way_to_us() -> None:
+    """Of several addresses that from which the system speaks to most others counts; the known one while it serves."""
+    hosts = ("127.0.0.1", "172.17.0.1", "10.0.0.7", "10.0.0.8")
+    assert own_address(hosts, "10.0.0.5", {"10.0.0.7": 1, "10.0.0.8": 3}) == "10.0.0.8"
+    assert own_address(hosts, "10.0.0.7", {"10.0.0.7": 1, "10.0.0.8": 3}) == "10.0.0.7"
+    assert own_address(hosts, "172.17.0.1", {"10.0.0.8": 3}) == "10.0.0.8"
+    assert own_address(hosts, "172.17.0.1", {}) == "172.17.0.1"
+    assert own_address(hosts, "10.0.0.5", {"127.0.0.1": 3}) == "172.17.0.1"
+    assert own_address(hosts, "", {"10.0.0.7": 2, "10.0.0.8": 2}) == "10.0.0.7"
+
+
+def test_a_bridge_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing else tells, the address of a bridge is the last to be thought of."""
+    bridge, cable = ipaddress.ip_interface("172.17.0.1/16"), ipaddress.ip_interface("10.0.0.7/24")
+    (tmp_path / "docker0" / "bridge").mkdir(parents=True)
+    monkeypatch.setattr(interfaces, "_SYSTEM_INTERFACES", tmp_path)
+    monkeypatch.setattr(interfaces, "attached", lambda: {"docker0": [bridge], "eth0": [cable]})
+    assert present(None) == ("10.0.0.7", "172.17.0.1")
+
+
+def test_the_system_says_from_where_it_speaks() -> None:
+    """To loopback from loopback; a host that is none is no way."""
+    found = sources(["127.0.0.1", "127.0.0.2", "no host", "300.1.1.1"])
+    assert found[LOCAL] >= 2
 
 
 def test_a_radio_is_told_from_a_cable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

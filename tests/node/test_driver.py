@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from meshnn.cluster.member import MemberState
+from meshnn.cluster.member import Address, MemberState
 from meshnn.config import Config
 from meshnn.device.store import Store
 from meshnn.errors import MeshError, NodeError
 from meshnn.net.memory import MemoryNetwork
-from meshnn.node import problem
+from meshnn.node import driver, problem
 from meshnn.node.answer import Answer
 from meshnn.node.effects import Effect
 from meshnn.node.past import remember
@@ -192,6 +192,23 @@ async def test_a_node_that_leaves_is_left_and_one_that_returns_is_new(tmp_path: 
         (again,) = await home.start("b", memory_bytes=WHOLE_BYTES)
         assert (again.id, again.node.boot != boot) == (b.id, True)
         check(await again.ask())
+
+
+async def test_another_address_is_told_to_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the interfaces say now is in everybody's row of the device, and a device without any keeps what it had."""
+    monkeypatch.setattr(driver, "NETWORK_EVERY_S", 0.01)
+    async with mesh(tmp_path) as home:
+        a, b = await home.start("a", "b")
+        before = b.node.core.cluster.members[a.id].address
+        seen: list[tuple[str, ...]] = []
+        monkeypatch.setattr(a.node.transport, "on_network", seen.append)
+        monkeypatch.setattr(a.node, "_addresses", lambda: ("127.0.0.1", "10.9.9.9"))
+        await until(lambda: b.node.core.cluster.members[a.id].address == Address("10.9.9.9", before.port))
+        monkeypatch.setattr(a.node, "_addresses", lambda: ("127.0.0.1",))
+        await until(lambda: len(seen) > 1)
+        assert seen == [("127.0.0.1", "10.9.9.9"), ("127.0.0.1",)]
+        assert a.node.core.cluster.me.address.host == "10.9.9.9"
+        assert b.state_of(a.id) is MemberState.ALIVE
 
 
 async def test_a_fault_in_one_event_costs_that_event(tmp_path: Path, stock: Path) -> None:

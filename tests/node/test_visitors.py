@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from meshnn.cluster.member import Address as MemberAddress
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.net.hello import Hello
 from meshnn.net.memory import MemoryTransport
 from meshnn.net.transport import Address, Limits
 from meshnn.node import visitors
-from meshnn.node.messages import NameRecord, Names, RemoteAnswer, RemoteAsk
+from meshnn.node.messages import NameRecord, Names, Others, RemoteAnswer, RemoteAsk
 from meshnn.node.switchboard import codec
 from meshnn.tensor_file import read_npz
 from tests.node.nodes import MODEL, NAME, PHOTO, WHOLE_BYTES, Device, Mesh, mesh, until
@@ -35,6 +36,7 @@ class Caller:
         self.transport: MemoryTransport = home.network.transport(E, hello, self, Limits(), codec())
         self.linked: set[DeviceId] = set()
         self.answers: dict[str, tuple[Told, bytes]] = {}
+        self.others: tuple[MemberAddress, ...] | None = None
         self._home = home
 
     async def link(self, device: Device) -> None:
@@ -65,7 +67,9 @@ class Caller:
         """Nobody asks."""
 
     def on_message(self, device_id: DeviceId, boot_id: BootId, message: msgspec.Struct) -> None:
-        """Nothing is told to callers but their answers."""
+        """Nothing is told to callers but their answers, and where other nodes are."""
+        assert isinstance(message, Others)
+        self.others = message.addresses
 
     def on_datagram(self, device_id: DeviceId, boot_id: BootId, message: msgspec.Struct, address: Address) -> None:
         """Nor by datagram."""
@@ -128,6 +132,30 @@ async def test_a_caller_hears_what_was_wrong(tmp_path: Path, stock: Path) -> Non
             await caller.ask(device, str(number), data, **fields)
             told = await caller.answer(str(number))
             assert (told["ok"], told["error"]["code"]) == (False, code), fields
+
+
+async def test_a_caller_hears_where_the_others_are(tmp_path: Path) -> None:
+    """Should this node die, the caller knows another one."""
+    async with mesh(tmp_path) as home:
+        asked, other = await home.start("a", "b")
+        caller = Caller(home)
+        await caller.link(asked)
+        await until(lambda: caller.others is not None)
+        assert caller.others == (MemberAddress(home.network.host_of(other.id), other.node.transport.port),)
+        await caller.transport.stop()
+
+
+async def test_callers_together_are_bounded_in_bytes(
+    tmp_path: Path, stock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One large question is taken alone; what would go beyond the bound with others is refused in words."""
+    monkeypatch.setattr(visitors, "ASK_BYTES_MAX", 100)
+    async with visited(tmp_path, stock, memory_bytes=200_000) as (device, caller):
+        await caller.ask(device, "large", PHOTO.read_bytes())
+        await until(lambda: device.node.plane.stats().open == 1)
+        await caller.ask(device, "small", PHOTO.read_bytes())
+        assert (await caller.answer("small"))["error"]["code"] == "busy_error"
+        assert set(caller.answers) == {"small"}
 
 
 async def test_too_many_callers_hear_so_at_once(tmp_path: Path, stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
