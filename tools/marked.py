@@ -8,6 +8,10 @@ GROUP, KEY = 2, 3
 """The first columns that say what a row is about: network and precision, and with them the split."""
 
 
+LEFT = "-"
+"""What a cell says that was not made anew: an old row keeps its own there."""
+
+
 def put(text: str, name: str, table: Sequence[str]) -> str:
     """The text with a table's rows between its marks; at its end where it has none.
 
@@ -25,11 +29,19 @@ def put(text: str, name: str, table: Sequence[str]) -> str:
 
 def _merged(old: Sequence[str], new: Sequence[str]) -> list[str]:
     """All rows by what they are about, the new ones where there are two, each network's together."""
-    rows = {_about(row, KEY): row for row in (*old, *new)}
+    rows = {_about(row, KEY): row for row in old}
+    for row in new:
+        rows[_about(row, KEY)] = _over(rows.get(_about(row, KEY), row), row)
     groups: dict[tuple[str, ...], list[str]] = {}
     for row in rows.values():
         groups.setdefault(_about(row, GROUP), []).append(row)
     return [row for group in groups.values() for row in group]
+
+
+def _over(old: str, new: str) -> str:
+    """The new row, with the old one's cells where it leaves them."""
+    pairs = zip(old.split("|"), new.split("|"), strict=True)
+    return "|".join(before if after.strip() == LEFT else after for before, after in pairs)
 
 
 def _about(row: str, columns: int) -> tuple[str, ...]:

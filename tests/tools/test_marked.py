@@ -21,6 +21,17 @@ def test_rows_about_the_same_give_way_and_others_stay() -> None:
     assert made == TEXT.format("\n".join(wanted))
 
 
+def test_a_cell_that_is_left_keeps_what_it_had() -> None:
+    """A long table can be made in pieces; without an old row the mark itself stands there."""
+    head = ["| Network | Precision | Split | 2 | 3 |", "|---|---|---|---|---|"]
+    text = put("", "t", [*head, "| a | int8 | x | 1 | 2 |"])
+    made = put(text, "t", [*head, "| a | int8 | x | - | 9 |", "| a | int8 | y | - | 4 |"])
+    assert [line for line in made.splitlines() if line.startswith("| a")] == [
+        "| a | int8 | x | 1 | 9 |",
+        "| a | int8 | y | - | 4 |",
+    ]
+
+
 def test_a_table_of_another_head_is_replaced_whole() -> None:
     """Old rows mean nothing under new columns."""
     old = ["| Network | Precision | Split | 2 | 3 |", "|---|---|---|---|---|", "| a | int8 | x | 1 | 2 |"]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import compileall
-import itertools
 import json
 import os
 import re
@@ -35,7 +34,7 @@ from meshnn.plan.explicit import bound, decode
 from tools.acceptance.field import Field, Station, forget_settings
 from tools.acceptance.split_plans import DIVISIONS, ROWS, Case, cases
 from tools.acceptance.verdict import Setting
-from tools.marked import put
+from tools.marked import LEFT, put
 from tools.racklab import outer
 from tools.racklab.lab import INSIDE
 from tools.split_table import precision_of
@@ -44,7 +43,7 @@ from tools.whole import Array, outputs_of
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "rack table"
 COUNT = 4
-DEADLINE_S = 150.0
+DEADLINE_S = 300.0
 ADD_S = 300.0
 REFUSED_CODE = 5
 SUMS = "partial sums"
@@ -105,8 +104,9 @@ class Trial:
         """The question put to the next device: its report, and its outputs by name. RuntimeError where it fails."""
         station = self.place.stations[self.asked % len(self.place.stations)]
         self.asked += 1
-        typed = ("ask", str(self.folder / "question.npz"), "--model", self.model.stem, "--json", "--deadline", "120")
-        done = station.meshnn(*typed, "--tensors", str(self.folder / "answers"), timeout_s=DEADLINE_S)
+        limit = ("--deadline", str(DEADLINE_S))
+        typed = ("ask", str(self.folder / "question.npz"), "--model", self.model.stem, "--json", *limit)
+        done = station.meshnn(*typed, "--tensors", str(self.folder / "answers"), timeout_s=DEADLINE_S + 30)
         if done.code:
             raise RuntimeError(f"ask on {station.name} ended with {done.code}: {done.err.strip()} {done.out.strip()}")
         with np.load(self.folder / "answers" / "question.npz", allow_pickle=False) as arrays:
@@ -180,9 +180,8 @@ class Trial:
             found.fault = "other bytes than the one-process executor's"
 
 
-def network(model: Path, options: argparse.Namespace) -> Iterator[Found]:
+def network(model: Path, bench: Bench, options: argparse.Namespace) -> Iterator[Found]:
     """Every plan of one network, in a rack of its own; then the model is given back to the planner."""
-    bench = open_bench(model)
     setting = Setting(model, model, "", options.logs.resolve(), cpu=0.0, rate=options.rate)
     limits = ("--memory", options.memory, "--disk", options.disk, "--threads", "1")
     with Field(setting, f"splits-{model.stem}", *limits, count=COUNT) as place:
@@ -190,7 +189,9 @@ def network(model: Path, options: argparse.Namespace) -> Iterator[Found]:
         _say(f"{model.stem}: models add {_added(model, place.stations[0]):.1f} s")
         trial = Trial(model, bench, place)
         trial.prepare()
-        chosen = list(cases(bench.card, [s.name for s in place.stations], options.rows))
+        names = [station.name for station in place.stations]
+        chosen = [case for case in cases(bench.card, names, options.rows) if case.division in options.divisions]
+        chosen.sort(key=lambda case: options.divisions.index(case.division))
         for number, case in enumerate(chosen, 1):
             found = trial.judge(case)
             told = f"{found.cell} ({found.took_s:.1f} s, of these the answer {found.latency_ms / 1e3:.2f} s)"
@@ -230,29 +231,30 @@ HEAD = (f"| Network | Precision | Plan | {' | '.join(DIVISIONS)} |", "|" + "---|
 
 
 def rows_of(model: Path, options: argparse.Namespace) -> Iterator[tuple[str, bool]]:
-    """A network's rows as they are done, and whether each was right."""
-    precision = precision_of(open_bench(model).card)
-    name = SUFFIX.sub("", model.stem)
-    for row, group in itertools.groupby(network(model, options), lambda found: found.case.row):
-        found = {one.case.division: one for one in group}
-        told = " | ".join(found[each].cell if each in found else "none there" for each in DIVISIONS)
-        yield f"| {name} | {precision} | {row} | {told} |", not any(one.fault for one in found.values())
+    """A row with one cell for every plan as it is done, and whether that was right."""
+    bench = open_bench(model)
+    about = f"| {SUFFIX.sub('', model.stem)} | {precision_of(bench.card)}"
+    for found in network(model, bench, options):
+        cells = [found.cell if division == found.case.division else LEFT for division in DIVISIONS]
+        yield f"{about} | {found.case.row} | {' | '.join(cells)} |", not found.fault
 
 
 def run(models: Sequence[Path], options: argparse.Namespace) -> bool:
-    """Every network, its rows printed or put into the file as they are done; whether everything was right."""
-    all_good = True
+    """Every network, its cells put into the file as they are done, or printed at the end; whether all were right."""
+    all_good, made = True, ""
     for model in models:
         try:
             for row, good in rows_of(model, options):
                 all_good = all_good and good
-                print(row, flush=True)
+                made = put(made, MARK, [*HEAD, row])
                 if options.into is not None:
                     text = options.into.read_text(encoding="utf-8")
                     options.into.write_text(put(text, MARK, [*HEAD, row]), encoding="utf-8")
         except (RuntimeError, OSError, MeshError) as error:
             _say(f"{model.stem}: {error}")
             all_good = False
+    if options.into is None:
+        print(made)
     return all_good
 
 
@@ -263,15 +265,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("models", nargs="+", type=Path)
     parser.add_argument("--rows", default=",".join(ROWS), metavar="ROW,ROW", help="which plans (all)")
+    divisions = ",".join(DIVISIONS)
+    parser.add_argument("--divisions", default=divisions, metavar="PARTS,PARTS", help=f"of {divisions} (all)")
     parser.add_argument("--into", type=Path, help="a Markdown file whose table takes the rows")
     parser.add_argument("--rate", default="1gbit", help="of every cable, as tc says it")
     parser.add_argument("--memory", default="4GB", help="of each device")
     parser.add_argument("--disk", default="4GB", help="of each device")
     parser.add_argument("--logs", type=Path, default=Path("build") / "acceptance", help="states and logs go there")
     options = parser.parse_args(arguments)
-    options.rows = options.rows.split(",")
-    if unknown := set(options.rows) - set(ROWS):
-        parser.error(f"no rows {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
+    options.rows, options.divisions = options.rows.split(","), options.divisions.split(",")
+    for given, known in ((options.rows, ROWS), (options.divisions, tuple(DIVISIONS))):
+        if unknown := set(given) - set(known):
+            parser.error(f"there is no {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     for path in options.models:
         if not path.is_file():
             parser.error(f"{path}: no such file; `python -m tools.build_models paper` builds the networks")
