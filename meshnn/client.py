@@ -33,8 +33,13 @@ class Reply:
     rest: bytes
 
     def json(self) -> Any:  # noqa: ANN401 - JSON is any value
-        """The JSON as plain values."""
-        return json.loads(self.line)
+        """The JSON as plain values; NoMeshError where it is none: then what listens on that port is no node."""
+        try:
+            return json.loads(self.line)
+        except (ValueError, RecursionError):
+            raise NoMeshError(
+                "what answers where the node of this device should be is no node; see `meshnn status`"
+            ) from None
 
 
 class LocalNode:
@@ -103,7 +108,11 @@ class LocalNode:
         except TimeoutError:
             self.close()
             raise DeadlineError(f"the node on this machine did not answer within {timeout_s:.0f} s") from None
-        except (http.client.HTTPException, OSError) as error:
+        except (
+            http.client.HTTPException,
+            OSError,
+            ValueError,
+        ) as error:  # the library raises ValueError for odd lengths
             self.close()
             raise NoMeshError(
                 f"the node on this machine went away ({type(error).__name__}); see `meshnn status`"

@@ -41,9 +41,18 @@ def catalogue() -> tuple[KnownModel, ...]:
     if path is None:
         return ()
     try:
-        return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8"))["model"], tuple[KnownModel, ...])
-    except (OSError, ValueError, KeyError) as error:  # msgspec's and tomllib's errors are ValueErrors
+        data = path.read_bytes()
+    except OSError as error:
         raise MeshError(f"the catalogue {path} cannot be read: {error}") from None
+    return entries_of(data, str(path))
+
+
+def entries_of(data: bytes, place: str) -> tuple[KnownModel, ...]:
+    """The entries of a catalogue's file, `place` for people; MeshError."""
+    try:
+        return msgspec.convert(tomllib.loads(data.decode())["model"], tuple[KnownModel, ...])
+    except (ValueError, KeyError, RecursionError) as error:  # msgspec's and tomllib's errors are ValueErrors
+        raise MeshError(f"the catalogue {place} cannot be read: {error}") from None
 
 
 def known(name: str) -> KnownModel:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
+from aiohttp.web_urldispatcher import MatchInfoError
 
 from meshnn.http.guard import errors, expectation, same_machine
 from meshnn.http.native import Native
 from meshnn.http.patience import Patience, Reception
 from meshnn.input_file import INPUT_BYTES_MAX
+from meshnn.net.acceptor import Acceptor
+from meshnn.net.tasks import TaskSet
 from meshnn.node.driver import Node
+from meshnn.telemetry import logger
+
+_log = logger(__name__)
 
 
 def application(node: Node, reception: Reception | None = None) -> web.Application:
@@ -25,7 +32,23 @@ def application(node: Node, reception: Reception | None = None) -> web.Applicati
         web.RouteDef(one.method, one.path, one.handler, {**one.kwargs, "expect_handler": expectation})
         for one in Native(node).routes()
     )
+    plain = app.router.resolve
+
+    async def resolve(request: web.Request) -> web.UrlMappingMatchInfo:
+        found = await plain(request)
+        return found if found.http_exception is None else _NowhereError(found.http_exception)
+
+    app.router.resolve = resolve  # type: ignore[method-assign]
     return app
+
+
+class _NowhereError(MatchInfoError):
+    """A path or method that is not served: what its caller expects is looked at by our own rule there too."""
+
+    @property
+    def expect_handler(self) -> Callable[[web.Request], Awaitable[web.StreamResponse | None]]:
+        """Called before the answer."""
+        return expectation
 
 
 async def listen(
@@ -52,12 +75,14 @@ async def listen(
 
 
 class _Site(web.BaseSite):
-    """A site whose connections come through a reception."""
+    """A site whose connections come through a reception, and no more of them than there are descriptors for."""
 
     def __init__(self, runner: web.AppRunner, bound: socket.socket, reception: Reception) -> None:
         super().__init__(runner)
         self._bound = bound
         self._reception = reception
+        self._tasks = TaskSet("http")
+        self._acceptor = Acceptor(self._let_in, lambda error: _log.warning("http_not_accepting", reason=error))
 
     @property
     def name(self) -> str:
@@ -68,4 +93,21 @@ class _Site(web.BaseSite):
     async def start(self) -> None:
         """Accept from now on."""
         await super().start()
-        self._server = await asyncio.get_running_loop().create_server(self._reception, sock=self._bound)
+        self._bound.setblocking(False)
+        self._acceptor.open([self._bound])
+
+    async def stop(self) -> None:
+        """Accept no more."""
+        self._acceptor.close()
+        await self._tasks.stop()
+        await super().stop()
+
+    def _let_in(self, connection: socket.socket, host: str) -> None:
+        self._tasks.spawn(self._welcome(connection), host)
+
+    async def _welcome(self, connection: socket.socket) -> None:
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._reception, connection)
+        except OSError as error:  # gone already
+            _log.debug("http_caller_gone", reason=str(error))
+            connection.close()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from meshnn.errors import PeerError
+from meshnn.net.acceptor import Acceptor
 from meshnn.net.greeting import Greeter, Greeting
 from meshnn.net.interfaces import Vicinity
 from meshnn.net.refusals import Refusals
@@ -19,11 +20,6 @@ from meshnn.net.sockets import tune
 from meshnn.net.stream import FramedStream
 from meshnn.net.tasks import TaskSet
 from meshnn.net.transport import Limits
-
-# How long accepting rests where the system has no descriptor left.
-EXHAUSTED_S = 0.5
-# How many connections are accepted before the loop gets to do something else.
-ACCEPTS_AT_ONCE = 16
 
 
 @dataclass(slots=True)
@@ -54,8 +50,7 @@ class Doorway:
         self._refusals = refusals
         self._tasks = tasks
         self._inside: Counter[str] = Counter()
-        self._listeners: list[socket.socket] = []
-        self._rests: dict[int, asyncio.TimerHandle] = {}
+        self._acceptor = Acceptor(self._arrived, partial(refusals.note, "accept", ""))
 
     @property
     def half_open(self) -> int:
@@ -64,35 +59,14 @@ class Doorway:
 
     def open(self, listeners: Sequence[socket.socket]) -> None:
         """Accepts from now on; the sockets stay their owner's."""
-        self._listeners = list(listeners)
-        for listener in self._listeners:
-            self._resume(listener)
+        self._acceptor.open(listeners)
 
     def close(self) -> None:
         """Accepts no more."""
-        for timer in self._rests.values():
-            timer.cancel()
-        for listener in self._listeners:
-            asyncio.get_running_loop().remove_reader(listener)
-        self._listeners = []
+        self._acceptor.close()
 
-    def _resume(self, listener: socket.socket) -> None:
-        self._rests.pop(listener.fileno(), None)
-        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS_AT_ONCE):
-            try:
-                connection, (host, _) = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:  # no descriptors or memory: accepting at once again would spin
-                self._refusals.note("accept", "", str(error))
-                loop = asyncio.get_running_loop()
-                loop.remove_reader(listener)
-                self._rests[listener.fileno()] = loop.call_later(EXHAUSTED_S, self._resume, listener)
-                return
-            self._let_in(_Guest(connection, host))
+    def _arrived(self, connection: socket.socket, host: str) -> None:
+        self._let_in(_Guest(connection, host))
 
     def _let_in(self, guest: _Guest) -> None:
         reason = self._reason_against(guest.host)

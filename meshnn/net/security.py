@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
@@ -166,7 +166,7 @@ def _load_key(path: Path) -> Ed25519PrivateKey:
         path.chmod(0o600)
     try:
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InternalError) as error:
         raise NodeError(f"the device key {path} is damaged: remove it and this device gets a new identity") from error
     if not isinstance(key, Ed25519PrivateKey):
         raise NodeError(f"the device key {path} is not an Ed25519 key: remove it and this device gets a new identity")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from meshnn.errors import NodeError
+
+if sys.platform != "win32":
+    import resource
 
 DEFAULT_PORT = 7766
 PORTS_TRIED = 200
 BACKLOG = 128
 DATAGRAM_BUFFER_BYTES = 1024 * 1024
 USER_TIMEOUT_MS = 5000
+MODEST_DESCRIPTORS = 512
 _EVERYWHERE = "0.0.0.0"  # noqa: S104  # zero configuration means every interface; strangers are refused by Vicinity
 
 
@@ -69,6 +74,14 @@ def _bind(hosts: Sequence[str], port: int) -> Listeners:
     for held in (*streams, *datagrams):
         held.setblocking(False)
     return Listeners(port, tuple(streams), tuple(datagrams))
+
+
+def descriptors() -> int:
+    """How many files and sockets this process may have open; a modest number where the system does not say."""
+    if sys.platform == "win32":
+        return MODEST_DESCRIPTORS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MODEST_DESCRIPTORS * 16 if soft == resource.RLIM_INFINITY else soft
 
 
 def tune(stream: socket.socket) -> None:

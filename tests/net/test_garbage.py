@@ -214,7 +214,7 @@ async def test_running_out_of_descriptors_pauses_accepting_and_recovers(
 ) -> None:
     """EMFILE neither spins nor ends the node: accepting rests, then goes on."""
     a, b = await peers("a"), await peers("b")
-    doorway = a.transport._doorway
+    doorway = a.transport._doorway._acceptor
     (listener,) = doorway._listeners
     tries = 0
 

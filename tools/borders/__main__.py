@@ -49,10 +49,8 @@ def _run(name: str, model: Path | None) -> bool:
         except (RuntimeError, OSError, ValueError, KeyError, IndexError, AssertionError) as error:
             verdict.faults.append(f"{type(error).__name__}: {error}")
         for node in ground.mesh.devices.values():
-            verdict.check(
-                "Traceback" not in node.log,
-                f"{node.name} logged a fault: {node.log[node.log.find('Traceback') :][-600:]}",
-            )
+            at = node.log.find("Traceback")
+            verdict.check(at < 0, f"{node.name} logged a fault: {node.log[max(0, at - 300) : at + 1500]}")
     verdict.figures["took_s"] = round(time.monotonic() - began)
     print(verdict.line, flush=True)
     return verdict.passed

@@ -41,7 +41,7 @@ def descriptors(ground: Ground, verdict: Verdict) -> None:
     resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
     verdict.figures["good_percent"], verdict.figures["asked"] = kept_good, kept.ok + kept.failed
     verdict.check(kept_good >= GOOD_PERCENT_MIN, f"{kept_good} % good: {kept.errors[:2]}")
-    verdict.check(status(a)["health"]["state"] == "ok", "it still says that something is wrong")
+    until(lambda: status(a)["health"]["state"] == "ok", WAIT_S, "its health comes back")
     verdict.check(a.sees("a", "b") and b.sees("a", "b"), "the two lost each other")
 
 

@@ -94,9 +94,10 @@ def memory(ground: Ground, verdict: Verdict) -> None:
     """The node sheds its spare shards before the system ends anything; what is asked goes on; it grows back."""
     if ground.model is None:
         raise ValueError("name a model of some 25 MB with --model")
-    with _node(ground, "128MB") as (group, free, tight):
+    with _node(ground, "90MB") as (group, free, tight):
         ground.add(free, ground.model)
         until(lambda: _used(tight) > 0, MEET_S, "it holds a shard")
+        verdict.check(status(tight)["health"]["state"] == "ok", "its memory is short before anything happens")
         traffic = ground.traffic(free, ground.model.stem)
         with _hog(group) as hog:
             _squeeze(verdict, hog, group, free, tight)

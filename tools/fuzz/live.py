@@ -21,13 +21,14 @@ from meshnn.net.discovery import SERVICE, Discovery
 from meshnn.net.hello import Hello
 from meshnn.net.memory import MemoryTransport
 from meshnn.net.security import mesh_tag
-from meshnn.net.transport import Address, Limits
+from meshnn.net.transport import Limits
 from meshnn.node.messages import Chunk, RemoteAsk
 from meshnn.node.switchboard import codec
 from meshnn.plan.messages import Slice
 from tools.fuzz.aside import Aside, Stage
 from tools.fuzz.border import Border
 from tools.fuzz.mutate import edge, mutated
+from tools.fuzz.stranger import Stranger
 from tools.fuzz.values import BOOTS, DEVICES, message, message_types
 
 LOCAL = "127.0.0.1"
@@ -114,42 +115,6 @@ def _end(aside: Aside, stage: Stage) -> None:
 
 
 # -- neighbours
-
-
-class Stranger:
-    """`net.transport.Handler` of a neighbour who listens to nothing."""
-
-    def __init__(self) -> None:
-        """Not linked."""
-        self.linked = asyncio.Event()
-        self.peer = DeviceId("")
-
-    def on_linked(self, device_id: DeviceId, boot_id: BootId, hello: Hello, address: Address) -> None:
-        """The node."""
-        self.peer = device_id
-        self.linked.set()
-
-    def on_unlinked(self, device_id: DeviceId, evidence: str) -> None:
-        """The node hung up."""
-        self.linked.clear()
-
-    def on_unreachable(self, address: Address, evidence: str) -> None:
-        """Nothing."""
-
-    def on_message(self, device_id: DeviceId, boot_id: BootId, message: msgspec.Struct) -> None:
-        """Nothing."""
-
-    def on_datagram(self, device_id: DeviceId, boot_id: BootId, message: msgspec.Struct, address: Address) -> None:
-        """Nothing."""
-
-    def admit(self, device_id: DeviceId, meta_message: msgspec.Struct, payload_bytes: int) -> bool:
-        """All of it."""
-        return True
-
-    def on_tensors(
-        self, device_id: DeviceId, boot_id: BootId, meta_message: msgspec.Struct, payload: memoryview
-    ) -> None:
-        """Nothing."""
 
 
 class Neighbourhood:
