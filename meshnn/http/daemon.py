@@ -19,10 +19,12 @@ from meshnn.config import Config
 from meshnn.device.records import NodeNote
 from meshnn.errors import MeshError, NodeError
 from meshnn.http.app import listen
+from meshnn.http.patience import Patience
 from meshnn.net.discovery import Discovery
 from meshnn.net.hello import Hello
 from meshnn.net.neighbours import Neighbours
 from meshnn.net.security import Identity, forget_key
+from meshnn.net.sockets import descriptors
 from meshnn.net.tasks import contained
 from meshnn.net.transport import Limits, Transport
 from meshnn.node.driver import Node
@@ -143,11 +145,12 @@ async def _ended(end: End) -> None:
 
 
 def _transport(config: Config) -> Callable[[Identity, Hello, Switchboard], Transport]:
-    """The real network of a configuration."""
+    """The real network of a configuration; where descriptors are few, strangers get fewer of them."""
+    limits = Limits(half_open=min(Limits().half_open, descriptors() // 8))
 
     def make(identity: Identity, hello: Hello, handler: Switchboard) -> Transport:
         return Neighbours(
-            identity, hello, handler, Limits(), codec(), config.interface, named=[host for host, _ in config.peers]
+            identity, hello, handler, limits, codec(), config.interface, named=[host for host, _ in config.peers]
         )
 
     return make
@@ -167,7 +170,8 @@ async def _discover(discovery: Discovery) -> None:
 
 async def _serve_http(ends: list[End], node: Node, bound: socket.socket) -> None:
     """Serve the API until the end."""
-    runner = await listen(node, bound, stop_s=HTTP_STOP_S)
+    patience = Patience(connections=min(Patience().connections, descriptors() // 4))
+    runner = await listen(node, bound, patience, stop_s=HTTP_STOP_S)
     ends.append(runner.cleanup)
 
 

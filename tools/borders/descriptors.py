@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import resource
 import socket
+import subprocess
 import threading
 import time
+from collections.abc import Sequence
+from typing import IO
 
 from tools.acceptance.verdict import Verdict
-from tools.borders.ground import Cpu, Ground, api, peer_port, process_of, status
+from tools.borders.ground import MODEL, SMALL, Cpu, Ground, api, peer_port, process_of, status
 from tools.processes import Device, until
 
 LOCAL = "127.0.0.1"
@@ -24,9 +27,15 @@ WAIT_S = 60.0
 
 def descriptors(ground: Ground, verdict: Verdict) -> None:
     """Connections to both ports beyond the limit: no busy loop, links and callers at work go on, and it recovers."""
-    a, b = ground.pair()
+    a = ground.mesh.device("a", *SMALL, launch=_launch)
+    b = ground.mesh.device("b", *SMALL)
+    for device in (a, b):
+        device.start()
+    for device in (a, b):
+        device.wait_ready()
+    until(lambda: a.sees("a", "b"), WAIT_S, "the two meet")
+    ground.add(b, MODEL)
     process = process_of(a)
-    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (LIMIT, LIMIT))
     kept = ground.traffic(a, fresh=False)
     until(lambda: kept.ok > 0, WAIT_S, "somebody asks")
     verdict.figures["descriptors_at_rest"] = process.num_fds()
@@ -43,6 +52,14 @@ def descriptors(ground: Ground, verdict: Verdict) -> None:
     verdict.check(kept_good >= GOOD_PERCENT_MIN, f"{kept_good} % good: {kept.errors[:2]}")
     until(lambda: status(a)["health"]["state"] == "ok", WAIT_S, "its health comes back")
     verdict.check(a.sees("a", "b") and b.sees("a", "b"), "the two lost each other")
+
+
+def _launch(
+    command: Sequence[str], environment: dict[str, str], out: IO[bytes], err: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """A process that may have few descriptors."""
+    words = ["sh", "-c", f'ulimit -n {LIMIT} && exec "$@"', "sh", *command]
+    return subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
 
 
 def _flood(verdict: Verdict, node: Device, name: str, idle_percent: float) -> None:
