@@ -146,7 +146,7 @@ class Engine:
 
 def _load(path: Path, threads: int, handle: int) -> _Shard:
     """In the thread: a shard allocated and warm."""
-    before = psutil.Process().memory_info().rss
+    before = _resident_bytes()
     start = time.perf_counter()
     try:
         found = runtime.find()
@@ -161,8 +161,16 @@ def _load(path: Path, threads: int, handle: int) -> _Shard:
         raise
     except runtime.ERRORS as error:
         raise ModelError(f"{path.name}: {runtime.reason(error)}") from None
-    grown = max(0, psutil.Process().memory_info().rss - before)
+    grown = max(0, _resident_bytes() - before)
     return _Shard(interpreter, Loaded(handle, inputs, outputs, grown, time.perf_counter() - start))
+
+
+def _resident_bytes() -> int:
+    """What this process has in memory; 0 where the system does not tell: no shard is refused for want of a figure."""
+    try:
+        return int(psutil.Process().memory_info().rss)
+    except (OSError, psutil.Error):
+        return 0
 
 
 def _run(shard: _Shard, inputs: Sequence[Array], claim: _Claim) -> Ran | None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import psutil
 
+from meshnn.errors import NodeError
+
 ROOT = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 _STATUS = Path("/proc/self/status")
@@ -24,8 +26,16 @@ class Look(NamedTuple):
 def look(root: Path = ROOT, own: Path = OWN) -> Look:
     """The tightest of the machine's memory and the limits of the control groups this process is in (versions 1 and 2).
 
-    What the kernel keeps of files does not count as taken: it is given back where it is needed.
+    What the kernel keeps of files does not count as taken: it is given back where it is needed. NodeError where the
+    system does not tell, as when there is no descriptor left to ask it through.
     """
+    try:
+        return _look(root, own)
+    except (OSError, psutil.Error) as error:
+        raise NodeError(f"the memory of this device cannot be seen: {error}") from None
+
+
+def _look(root: Path, own: Path) -> Look:
     machine = psutil.virtual_memory()
     room_bytes, limit_bytes = int(machine.available), int(machine.total)
     for folder, second in _groups(root, own):

@@ -294,8 +294,13 @@ class Node:
         """Look at the real memory every second: shards must go before the system ends this process."""
         while True:
             await asyncio.sleep(MEMORY_EVERY_S)
-            found = Memory(*await asyncio.to_thread(memory.look))
+            try:
+                found = Memory(*await asyncio.to_thread(memory.look))
+            except NodeError as error:
+                self.trouble("memory watch", str(error))
+                continue
             self.post(partial(self.core.on_memory, found))
+            self.trouble("memory watch", "")
 
     def _tell(self, capability: Capability) -> Capability:
         self.post(partial(self.core.set_capability, capability))

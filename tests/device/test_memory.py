@@ -9,6 +9,7 @@ import pytest
 
 from meshnn.device import memory
 from meshnn.device.memory import look
+from meshnn.errors import NodeError
 
 MIB = 1 << 20
 
@@ -72,3 +73,14 @@ def test_this_process_is_seen_to_grow() -> None:
     taken = bytearray(b"x") * (64 * MIB)
     assert look().own_bytes - before > 60 * MIB
     del taken
+
+
+def test_a_system_that_does_not_tell_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a descriptor to ask through there is no look, and the node that wanted one lives on."""
+
+    def exhausted() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(psutil, "virtual_memory", exhausted)
+    with pytest.raises(NodeError, match="Too many open files"):
+        look()

@@ -11,8 +11,10 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from meshnn.client import LocalNode
+from meshnn.errors import MeshError
 from tools.acceptance.verdict import Verdict
-from tools.borders.ground import MODEL, SMALL, Cpu, Ground, api, peer_port, process_of, status
+from tools.borders.ground import MODEL, SMALL, Cpu, Ground, http_port, peer_port, process_of, status
 from tools.processes import Device, until
 
 LOCAL = "127.0.0.1"
@@ -64,7 +66,7 @@ def _launch(
 
 def _flood(verdict: Verdict, node: Device, name: str, idle_percent: float) -> None:
     """More connections than there are descriptors, held and held again for a while; then none."""
-    ports, held = (peer_port(node), api(node).http_port), list[socket.socket]()
+    ports, held = (peer_port(node), http_port(node)), list[socket.socket]()
     process, until_s = process_of(node), time.monotonic() + FLOOD_S
     cpu, most = Cpu(process), 0
     pause = threading.Event()
@@ -98,7 +100,10 @@ def _connections(port: int, count: int) -> list[socket.socket]:
 
 
 def _answers(node: Device) -> bool:
+    caller = LocalNode(http_port(node))
     try:
-        return bool(status(node))
-    except Exception:  # noqa: BLE001 - whatever a caller meets: it is no answer
+        return bool(caller.get("/api/v1/status", timeout_s=1.0))
+    except MeshError:
         return False
+    finally:
+        caller.close()

@@ -29,7 +29,12 @@ MEET_S = 60.0
 
 def api(device: Device) -> LocalNode:
     """A connection to a node's API."""
-    return LocalNode(int(json.loads((device.folder / "node.json").read_text())["http_port"]))
+    return LocalNode(http_port(device))
+
+
+def http_port(device: Device) -> int:
+    """Where a node serves its API."""
+    return int(json.loads((device.folder / "node.json").read_text())["http_port"])
 
 
 def peer_port(device: Device) -> int:
