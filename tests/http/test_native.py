@@ -263,3 +263,13 @@ async def test_leave_answers_and_then_ends_the_node(tmp_path: Path, stock: Path)
         await api.device.life
         status, code, message = await asking
         assert (status, code, "stopping" in message) == (500, "node_error", True)
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/nowhere", "*"])
+async def test_an_expectation_that_is_no_text_is_refused(api: Api, path: str) -> None:
+    """417 whether or not the path is served: the library's own answer breaks on bytes that are no text."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", api.client.port)
+    writer.write(f"OPTIONS {path} HTTP/1.1\r\nHost: localhost\r\n".encode() + b"Expect: \xff\xfe\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 417 ")
+    writer.close()
+    await writer.wait_closed()

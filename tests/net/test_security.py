@@ -94,7 +94,16 @@ def test_a_mesh_tag_tells_meshes_and_secrets_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"garbage", b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
+    "content",
+    [
+        b"",
+        b"garbage",
+        b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
+        # One character of a good key changed: OpenSSL fails in a way that the library calls an internal error.
+        b"-----BEGIN PRIVATE KEY-----\n"
+        b"MC4CAQAwBQYDK2VvBCIEIJOG0Kp9bXEkWUFNohSKQbMYIoNayRJt5CAg/5SMywMh\n"
+        b"-----END PRIVATE KEY-----\n",
+    ],
 )
 def test_a_damaged_key_is_named(tmp_path: Path, content: bytes) -> None:
     """The error names the file; the key is not silently replaced, since that would be another device."""

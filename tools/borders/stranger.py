@@ -39,7 +39,7 @@ FORGED_GROWTH_BYTES_MAX = 32 << 20
 
 def stranger(ground: Ground, verdict: Verdict) -> None:
     """10^6 packets at 10 000 a second: no state changes, and they cost a tenth of a processor at most."""
-    (node,) = ground.mesh.start("a")
+    (node,) = ground.mesh.start("a", options=("--memory", "100MB"))
     port, tag, me = peer_port(node), mesh_tag(ground.mesh.mesh), status(node)["self"]
     ping = codec().encode(Ping(1, "0" * 15 + "1"))  # type: ignore[arg-type]
     life = DatagramHeader(tag, IDS[0], "00000000000000aa", 1)
@@ -72,7 +72,7 @@ def stranger(ground: Ground, verdict: Verdict) -> None:
 
 def forged(ground: Ground, verdict: Verdict) -> None:
     """Valid datagrams of invented lives, which an open mesh cannot tell from true ones: nothing breaks or grows."""
-    (node,) = ground.mesh.start("a")
+    (node,) = ground.mesh.start("a", options=("--memory", "100MB"))
     port, tag, rng = peer_port(node), mesh_tag(ground.mesh.mesh), random.Random(3)
     made = codec()
     bodies: list[bytes] = []

@@ -75,8 +75,8 @@ class Requests:
     async def _serve(self, ready: asyncio.Event) -> tuple[int, web.AppRunner]:
         await ready.wait()
         assert self._stage.node is not None
-        bound = socket.create_server((LOCAL, 0))
-        return bound.getsockname()[1], await listen(self._stage.node, bound)
+        self._bound = socket.create_server((LOCAL, 0))
+        return self._bound.getsockname()[1], await listen(self._stage.node, self._bound)
 
     def draw(self, rng: random.Random) -> bytes:
         """A request, spoilt; never the one that ends the node."""
@@ -101,6 +101,7 @@ class Requests:
             connection.sendall(REQUESTS[0])
             assert connection.recv(4096).startswith(b"HTTP/1.1 200"), "the node answers no more"
         self._aside.call(self._runner.cleanup())
+        self._bound.close()
         _end(self._aside, self._stage)
 
 
