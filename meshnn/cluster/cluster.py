@@ -196,6 +196,13 @@ class Cluster:
         self._election.on_unpersisted(term, now)
         return self._settle(now)
 
+    def outbid(self, term: int, now: float) -> list[Effect]:
+        """This leader cannot outrank what another one made in this term: it stands for a higher one."""
+        if not self._awake(now):
+            return []
+        self._election.outbid(term, now)
+        return self._settle(now)
+
     def set_load(self, load: Load, now: float) -> list[Effect]:
         """What this device is doing now; told when it is worth telling."""
         if not self._awake(now):

@@ -254,6 +254,12 @@ class Election:
             self._known_term = max(self._known_term, ack.term)
             self._renew(now)
 
+    def outbid(self, term: int, now: float) -> None:
+        """Somebody who led in this term left work that outranks ours: lead on in a term above it."""
+        self._known_term = max(self._known_term, term)
+        if self.leading:
+            self._renew(now)
+
     def _renew(self, now: float) -> None:
         if self._candidacy is None and self._owed is None and not self._forgetful:
             self._begin("asking", self._next_term(), now)

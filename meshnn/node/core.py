@@ -362,12 +362,21 @@ class Core:
         """Look at everything that follows from who is here and what is known."""
         gone = [model for model in self.book.known if self.catalogue.gone(model)]
         effects = [effect for model in gone for effect in self.book.on_gone(model, now)]
+        effects += self._outbid(now)
         planned = self.planned(now)
         effects += self.leader.review(self._view(planned, now), now)
         if self.leader.leading:
             disks = {device: member.capability.disk_bytes for device, member in planned.items()}
             effects += self.copies.review(self.catalogue, disks, now)
         return effects
+
+    def _outbid(self, now: float) -> list[Effect]:
+        """Two leaders of one term, and the dead one's plan ranks higher: nothing of ours would be taken before it."""
+        if not self.leader.leading:
+            return []
+        epochs = [epoch for model in self.book.models if (epoch := self.book.newest(model)) is not None]
+        higher = [e.term for e in epochs if (e.term, e.leader) > (self.cluster.term, self._me)]
+        return list(self.cluster.outbid(max(higher), now)) if higher else []
 
     def _redial(self, now: float) -> list[Dial]:
         """Dial whoever is due; the same members need no second look before that."""

@@ -380,6 +380,21 @@ def test_the_survivor_of_a_merge_takes_a_term_above_both() -> None:
     assert all(change.leader == device_id(0) for change in stage.all(LeaderChanged))
 
 
+def test_a_leader_outbids_a_term_that_another_led_in_too() -> None:
+    """Work of its own term that outranks its own makes it stand above that term; a follower does not."""
+    stage = _led(1, 2)
+    stage.note(stage.cluster.outbid(7, stage.now))
+    for voter in (1, 2):
+        stage.hear(voter, PreVoteReply(8, True, 1))
+    stage.persist()
+    stage.hear(1, VoteReply(8, True, 8))
+    assert (stage.cluster.leader, stage.cluster.term) == (device_id(0), 8)
+    follower = Stage(1, 2)
+    follower.follow(1, 3)
+    follower.note(follower.cluster.outbid(3, follower.now))
+    assert follower.sent(PreVote) == []
+
+
 def test_a_member_that_promised_a_higher_term_lifts_the_leaders() -> None:
     """A newcomer that cannot follow so low a term makes the leader renew its own, not lose its office."""
     stage = _led(1, 2)

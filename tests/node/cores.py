@@ -133,6 +133,10 @@ class Cores:
         """Remove a model's name."""
         self._now(self.devices[letter], lambda core, now: core.remove_model(name, now))
 
+    def hear(self, letter: str, source: str, message: msgspec.Struct) -> None:
+        """A device hears a message that another sent."""
+        self._now(self.devices[letter], lambda core, now: core.on_message(device_id(source), message, now))
+
     def kill(self, letter: str) -> None:
         """SIGKILL: the host resets every link."""
         device = self.devices[letter]

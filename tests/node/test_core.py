@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from meshnn.plan.messages import Activate, Prepare, Ready
+from meshnn.plan.plan import Epoch, PlanSet
 from tests.node.cores import Cores, all_linked, device_id, meet, model
 
 CAT, LYNX, DOG = model("cat", "1"), model("cat", "2"), model("dog", "3", weights=40_000)
@@ -189,6 +190,21 @@ def test_all_restart_and_serve_again_from_their_disks() -> None:
     mesh.run(5)
     mesh.start("abcd")
     assert mesh.run(30, lambda: mesh.settled("cat"))
+
+
+def test_a_plan_of_a_second_leader_of_this_term_does_not_lock_the_leader_out() -> None:
+    """It died, and its plan outranks all that this leader could make in its term: a higher term is led in, and served.
+
+    Cut halves may each choose a leader in one term; a plan is ordered by term, then leader.
+    """
+    mesh = served()
+    plans = mesh.plans("cat")
+    term = plans.main.epoch.term
+    foreign = msgspec.structs.replace(plans.main, epoch=Epoch(term, device_id("z"), 1))
+    mesh.hear(mesh.leader(), stage_devices(mesh)[0], Activate(PlanSet(foreign), ()))
+    mesh.kill(stage_devices(mesh)[0])
+    assert mesh.run(10, lambda: mesh.settled("cat"))
+    assert mesh.plans("cat").main.epoch.term > term
 
 
 def test_a_joiner_is_told_the_active_plan() -> None:
