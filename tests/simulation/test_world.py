@@ -66,6 +66,32 @@ def test_datagrams_come_twice() -> None:
     assert 1350 < heard_of(mesh, 1000) < 1650
 
 
+def test_bits_flip() -> None:
+    """A corrupt datagram is dropped, a corrupt frame ends its link at both ends, and both are counted."""
+    mesh = met()
+    one, other = mesh.hosts[0], mesh.hosts[1]
+    mesh.network.weather.corrupt = 1.0
+    mesh.network.send(one.id, other.id, Gossip())
+    mesh.run(0.2)
+    assert not mesh.network.connected(one.id, other.id)
+    assert not mesh.network.connected(other.id, one.id)
+    assert mesh.network.corrupted >= 1
+    mesh.network.weather.corrupt = 0.0
+    mesh.until(mesh.views_equal, 5.0, "it is whole again")
+
+
+def test_a_clock_that_went_back_raises_the_incarnation_all_the_same() -> None:
+    """Ten years back: the stored number still makes the next life newer, and all others take it in at once."""
+    mesh = met()
+    host = mesh.hosts[1]
+    before = host.cluster.me.incarnation
+    host.wall_offset_s = -3e8
+    host.kill()
+    mesh.restart(host.index, host.boot)
+    assert before < host.cluster.me.incarnation < before + 100
+    mesh.until(mesh.views_equal, 3.0, "it is back")
+
+
 def test_a_one_way_cut_stops_one_way() -> None:
     """What goes the other way still arrives."""
     mesh = met()

@@ -12,7 +12,7 @@ Fault = Callable[[Mesh, random.Random, float], None]
 """Begins a fault that must be over within so many seconds."""
 
 EVERY_S = 4.0
-GENTLE = frozenset({"kill", "leave", "kill_leader", "refuse", "throttle"})
+GENTLE = frozenset({"kill", "leave", "kill_leader", "refuse", "throttle", "clock"})
 """Faults after which all that live hear each other: a term has one leader then."""
 
 
@@ -112,6 +112,18 @@ def throttle(mesh: Mesh, chance: random.Random, left_s: float) -> None:
         mesh.world.later(min(left_s, chance.uniform(3.0, 15.0)), lambda: setattr(plane, "slowness", 1.0))
 
 
+def corrupt(mesh: Mesh, chance: random.Random, left_s: float) -> None:
+    """Bits flip in one frame of fifty on links, and in one datagram of five."""
+    weather = mesh.network.weather
+    weather.corrupt = 0.02
+    mesh.world.later(min(left_s, chance.uniform(2.0, 8.0)), lambda: setattr(weather, "corrupt", 0.0))
+
+
+def clock(mesh: Mesh, chance: random.Random, left_s: float) -> None:
+    """A wall clock jumps, and stays wrong."""
+    chance.choice(mesh.hosts).wall_offset_s += chance.choice([1, -1]) * chance.choice([60.0, 3600.0, 3e8])
+
+
 FAULTS: dict[str, Fault] = {
     "kill": kill,
     "unplug": unplug,
@@ -126,6 +138,8 @@ FAULTS: dict[str, Fault] = {
     "slow": slow,
     "refuse": refuse,
     "throttle": throttle,
+    "corrupt": corrupt,
+    "clock": clock,
 }
 
 

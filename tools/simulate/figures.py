@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from tools.simulate import lives, views
+from tools.simulate import lives, oneway, silence, turmoil, views
 from tools.simulate.figure import Figure
 
 Measure = Callable[[range], list[Figure]]
@@ -24,8 +24,19 @@ SCENARIOS: dict[str, tuple[str, Measure]] = {
     "restart-100": ("1001-1005", lambda seeds: views.mass_restart(seeds, 100)),
     "restart-1000": ("1001-1001", views.mass_restart),
     "partitions": ("1001-1003", lives.partitions),
-    "one-way": ("1001-1002", lives.one_way),
-    "flapping": ("1001-1003", lives.flapping),
+    "power-loss": ("1001-1005", silence.deaths),
+    "power-loss-100": ("1001-1002", lambda seeds: silence.deaths(seeds, 100, 10)),
+    "power-loss-1000": ("1001-1001", lambda seeds: silence.deaths(seeds, 1000, 4)),
+    "power-loss-requests": ("1001-1005", silence.reroutes),
+    "power-loss-requests-16": ("1001-1002", lambda seeds: silence.reroutes(seeds, 16)),
+    "one-way": ("1001-1002", oneway.pairs),
+    "one-way-leader": ("1001-1005", oneway.leaders),
+    "flapping": ("1001-1003", turmoil.flapping),
+    "swizzle": ("1001-1003", turmoil.swizzle),
+    "churn": ("1001-1002", turmoil.churn),
+    "corrupt": ("1001-1002", turmoil.corrupt),
+    "clocks": ("1001-1003", turmoil.clocks),
+    "speed": ("1001-1005", turmoil.speed),
     "switch-deaths": ("1001-1003", lives.switch_deaths),
     "request-deaths": ("1001-1003", lives.request_deaths),
     "sleepers": ("1001-1003", lives.sleepers),

@@ -28,6 +28,8 @@ from tools.simulate.world import World
 INBOX_MAX = 20_000
 MEMORY_BYTES = 700_000
 DISK_BYTES = 10**9
+WALL_S = 1_800_000_000.0
+"""What the wall clocks say when the world begins."""
 
 Event = Callable[[Mind, float], list[Effect]]
 
@@ -84,6 +86,7 @@ class Host:
         self.mind: Mind | None = None
         self.plane: Plane | None = None
         self.stalled_until = 0.0
+        self.wall_offset_s = 0.0
         self.disk = Disk(world, world.chance("disk", index))
         self.runtime = Runtime(world, self)
         self.world = world
@@ -155,7 +158,7 @@ class Host:
         self.take(lambda mind, now: mind.start(now))
 
     def _cluster(self, seeds: tuple[Address, ...]) -> Cluster:
-        incarnation = max(self.disk.incarnation + 1, int(self.world.now * 1000))
+        incarnation = max(self.disk.incarnation + 1, int((WALL_S + self.world.now + self.wall_offset_s) * 1000))
         capability = Capability(self.memory_bytes, DISK_BYTES, 1.0, 1, "x", can_cut=True)
         me = Member(
             self.id, self.boot_id, f"device-{self.index}", self.address, 8000, incarnation, capability=capability

@@ -1,4 +1,4 @@
-"""Scenarios of whole nodes: partitions, sleepers, flapping, and a death at every step of a switch or a request."""
+"""Scenarios of whole nodes: partitions, sleepers, and a death at every step of a switch or a request."""
 
 from __future__ import annotations
 
@@ -114,33 +114,7 @@ def _side_serves(mesh: Mesh, side: Sequence[int], begun: float) -> float:
     return max(known[one].ended_at or 0.0 for one in asked) - begun
 
 
-def one_way(seeds: Iterable[int], size: int = 5) -> list[Figure]:
-    """Scenario 10: every path in turn carries nothing in one direction for 30 s."""
-    worst = 0
-    lost = asked = 0
-    for seed in seeds:
-        for near in range(size):
-            for far in range(size):
-                if near == far:
-                    continue
-                mesh = serving(seed, size, SMALL_BYTES)
-                mesh.watch.cut_off = True
-                terms = {host.cluster.term for host in mesh.hosts}
-                mesh.ask_all("m", 1.0, mesh.now + 40.0)
-                mesh.network.part([(mesh.hosts[near].id, mesh.hosts[far].id)], 30.0)
-                mesh.run(60.0)
-                terms |= {host.cluster.term for host in mesh.hosts}
-                worst = max(worst, max(terms) - min(terms))
-                asked += len(mesh.watch.asked)
-                lost += sum(not one.answers for one in mesh.watch.asked.values())
-                assert mesh.views_equal(), "not whole 30 s after the one-way cut"
-    return [
-        Figure(f"one-way cut of every pair, N={size}: changes of term", worst, 1, "at most"),
-        Figure(f"one-way cut of every pair, N={size}: requests without an answer, of {asked}", lost, 0, "requests"),
-    ]
-
-
-# -- sleepers and flapping --
+# -- sleepers --
 
 
 def sleepers(seeds: Iterable[int], size: int = 5) -> list[Figure]:
@@ -162,31 +136,6 @@ def sleepers(seeds: Iterable[int], size: int = 5) -> list[Figure]:
     return [
         Figure(f"stopped for 1 to 120 s, N={size}: back with one leader", rejoin_s, 3.0, "s after it goes on"),
         Figure(f"stopped for 1 to 120 s, N={size}: living devices buried by the sleeper", accused, 0, "burials"),
-    ]
-
-
-def flapping(seeds: Iterable[int], size: int = 8, minutes: float = 5.0) -> list[Figure]:
-    """Scenario 11: one device is 1 s up and 1 s down for minutes; the others go on."""
-    asked = answered = 0
-    changes: list[float] = []
-    for seed in seeds:
-        mesh = serving(seed, size, SMALL_BYTES)
-        flapper = mesh.hosts[size - 1]
-        begun, activations = mesh.now, sum(mesh.watch.activations.values())
-        mesh.ask_all("m", 1.0, begun + minutes * 60)
-        while mesh.now < begun + minutes * 60:
-            flapper.kill()
-            mesh.run(1.0)
-            mesh.restart(flapper.index, flapper.boot)
-            mesh.run(1.0)
-        mesh.run(30.0)
-        others = [one for one in mesh.watch.asked.values() if one.host != flapper.index]
-        asked += len(others)
-        answered += sum(one.answers for one in others)
-        changes.append((sum(mesh.watch.activations.values()) - activations) / size / minutes)
-    return [
-        Figure(f"flapping 1 s up, 1 s down, N={size}: the others' goodput", answered / asked, 0.95, "", at_least=True),
-        Figure(f"flapping 1 s up, 1 s down, N={size}: plans", max(changes), 2.0, "a minute and device"),
     ]
 
 

@@ -17,6 +17,7 @@ from tools.simulate.world import World
 DEADLINE_S = 20.0
 OPERATORS = 8
 PEERS_MAX = 64
+ASK_PAUSE_S = 0.02
 
 
 def card(name: str, digit: str = "1", weights: int = 100_000) -> Card:
@@ -140,6 +141,24 @@ class Mesh:
                 self._ask_later(host, name, every_s, until)
 
         self.world.later(self._chance.expovariate(1 / every_s), ask)
+
+    def ask_on(self, name: str, indices: Iterable[int]) -> None:
+        """From now on each of these devices asks anew as soon as it is answered."""
+        self._asking = True
+        self.watch.ended = lambda request: self._ask_next(self.watch.asked[request].host, name)
+        for index in indices:
+            self._ask_next(index, name)
+
+    def _ask_next(self, index: int, name: str) -> None:
+        def ask() -> None:
+            if self._asking and self.ask(index, name) is None:
+                self._ask_next(index, name)
+
+        self.world.later(ASK_PAUSE_S, ask)
+
+    def stop_asking(self) -> None:
+        """End what `ask_on` began."""
+        self._asking = False
 
     def run(self, duration_s: float) -> None:
         """Let virtual time pass."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -11,6 +12,8 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from meshnn.cluster.member import Address, BootId, DeviceId
+from meshnn.errors import PeerError
+from meshnn.node.switchboard import codec
 from tools.simulate.world import World
 
 # What a datagram costs beside its payload: our header and seal, UDP, IP.
@@ -23,8 +26,10 @@ RETRANSMIT_MAX_S = 2.0
 HANDSHAKE_TRIPS = 3
 BYTES_PER_S = 10e6
 QUEUE_MAX = 10_000
+CORRUPT_DATAGRAMS = 10
 
 K = TypeVar("K")
+_CODEC = codec()
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -68,10 +73,14 @@ class Station(Protocol):
 
 @dataclass
 class Weather:
-    """What happens to datagrams everywhere: shares lost and doubled, the least delay and the mean of the rest (s)."""
+    """What happens everywhere: shares of datagrams lost and doubled, the least delay and the mean of the rest (s).
+
+    `corrupt` is the share of frames on links in which a bit flips; among datagrams it is ten times that.
+    """
 
     loss: float = 0.0
     doubled: float = 0.0
+    corrupt: float = 0.0
     delay_s: float = 0.002
     jitter_s: float = 0.015
 
@@ -111,6 +120,7 @@ class Network:
         self.sent_bytes = 0
         self.wire_bytes = 0
         self.stream_bytes = 0
+        self.corrupted = 0
         self._count_bytes = count_bytes
         self._world = world
         self._stations: dict[DeviceId, Station] = {}
@@ -174,8 +184,19 @@ class Network:
         copies = 1 + (weather.doubled > 0 and chance.random() < weather.doubled)
         for _ in range(copies):
             delay_s = weather.delay_s + chance.expovariate(1 / weather.jitter_s)
-            if chance.random() >= weather.loss and self.reaches(source.id, to):
+            if weather.corrupt and chance.random() < CORRUPT_DATAGRAMS * weather.corrupt:
+                self._garble(message, chance)
+            elif chance.random() >= weather.loss and self.reaches(source.id, to):
                 self._world.later(delay_s, self._arrive(source.id, source.boot_id, to, message))
+
+    def _garble(self, message: msgspec.Struct, chance: random.Random) -> None:
+        """Bits flip, or the end is missing: the receiver's checksum drops it, and its decoder must bear it anyway."""
+        data = bytearray(_CODEC.encode(message))
+        for _ in range(chance.randint(1, 4)):
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        with contextlib.suppress(PeerError):
+            _CODEC.decode(data[: chance.choice([len(data), chance.randrange(len(data))])])
+        self.corrupted += 1
 
     def _arrive(self, source: DeviceId, boot: BootId, to: DeviceId, message: msgspec.Struct) -> Callable[[], None]:
         def arrive() -> None:
@@ -254,7 +275,14 @@ class Network:
     def _deliver(self, link: _Link, near: DeviceId, far: DeviceId, message: object) -> Callable[[], None]:
         def deliver() -> None:
             target = self._stations[far]
-            if link.ends[far].open and target.running and target.boot_id == link.lives[far]:
+            if not (link.ends[far].open and target.running and target.boot_id == link.lives[far]):
+                return
+            corrupt = self.weather.corrupt
+            if corrupt and self._chance(near, far).random() < corrupt:
+                # The seal of the stream does not fit: this end breaks it off, and the other hears of it.
+                self.corrupted += 1
+                self.end(far, near, "reset")
+            else:
                 target.hear_message(near, message)
 
         return deliver

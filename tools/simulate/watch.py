@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from meshnn.cluster.effects import LeaderChanged, MemberChanged, PersistIncarnation, SendDatagram
@@ -70,6 +70,10 @@ class Watch:
         self.leader_changes = 0
         self.asked: dict[str, Asked] = {}
         self.activations: Counter[str] = Counter()
+        self.epochs: dict[str, set[Epoch]] = defaultdict(set)
+        self.elections: list[tuple[float, DeviceId, int]] = []
+        # A script's finger on the end of every request.
+        self.ended: Callable[[str], None] = lambda request: None
         self._world = world
         self._hosts = hosts
         self.cut_off = False
@@ -135,6 +139,8 @@ class Watch:
         self.leader_changes += 1
         if leader != host.id:
             return
+        if not self.elections or self.elections[-1][1:] != (host.id, host.boot):
+            self.elections.append((self._world.now, host.id, host.boot))
         others = [one for one in self._hosts.values() if one is not host and one.running]
         self.seen["two leaders at once"] += any(one.cluster.leader == one.id for one in others)
         self._vote(host, term, host.id)
@@ -201,6 +207,7 @@ class Watch:
             assert before is None or before[0] < epoch, f"device {host.index} went back from {before} to {epoch}"
             self._active[key] = (epoch, self._world.now)
             self.activations[model] += 1
+            self.epochs[model].add(epoch)
 
     # -- requests --
 
@@ -231,6 +238,7 @@ class Watch:
         assert asked.ended_at is None, f"{request} ended twice"
         asked.answers += not error
         asked.error, asked.ended_at = error, self._world.now
+        self.ended(request)
 
     def on_trouble(self, host: Host, message: Failed) -> None:
         """A stage ended an attempt."""
