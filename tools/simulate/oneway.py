@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from meshnn.cluster.member import DeviceId
 from meshnn.plan.plan import Plan
-from tools.simulate.figure import Figure
+from tools.simulate.figure import NO_BOUND, Figure
 from tools.simulate.lives import SMALL_BYTES, serving
 from tools.simulate.mesh import Mesh
 
@@ -29,7 +29,7 @@ def neighbours(plan: Plan) -> set[frozenset[DeviceId]]:
 
 def pairs(seeds: Iterable[int], size: int = 5) -> list[Figure]:
     """Every path in turn carries nothing in one direction for 40 s, under load."""
-    terms, asked, lost, waits = 0, 0, 0, []
+    terms, asked, lost, cut_off, waits = 0, 0, 0, 0, []
     for seed in seeds:
         for near in range(size):
             for far in range(size):
@@ -39,12 +39,15 @@ def pairs(seeds: Iterable[int], size: int = 5) -> list[Figure]:
                     waits.append(_cut_pair(mesh, near, far))
                     terms = max(terms, _terms(mesh) - before)
                     asked += len(mesh.watch.asked)
-                    lost += sum(not one.answers for one in mesh.watch.asked.values())
+                    failed = [one.host for one in mesh.watch.asked.values() if not one.answers]
+                    lost += sum(host not in (near, far) for host in failed)
+                    cut_off += sum(host in (near, far) for host in failed)
     what = f"one-way cut of every pair, N={size}, {len(waits)} times"
     return [
         Figure(f"{what}: changes of term", terms, 1, "at most"),
         Figure(f"{what}: the plan avoids the pair", max(waits), AVOID_S, "s after the cut, the slowest"),
-        Figure(f"{what}: requests without an answer, of {asked}", lost, 0, "requests"),
+        Figure(f"{what}: requests of the others without an answer, of {asked}", lost, 0, "requests"),
+        Figure(f"{what}: requests of the two without an answer", cut_off, NO_BOUND, "requests"),
     ]
 
 

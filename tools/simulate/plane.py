@@ -160,6 +160,11 @@ class Plane:
             self._do_all(self.ledger.on_deadline(now))
         self._arm()
 
+    @property
+    def held(self) -> int:
+        """How much is kept for requests that are not over: none of it stays when they are."""
+        return len(self._asked) + len(self._watched) + len(self._outputs) + len(self._waiting) + self._runs
+
     def end(self) -> None:
         """The process died."""
         self._over = True

@@ -111,8 +111,8 @@ MUTANTS = (
     _cluster(
         "one vote a term",
         "election",
-        "elif term <= self._term or not self._free_for",
-        "elif term < self._term or not self._free_for",
+        "elif self._forgetful or term <= self._term or not",
+        "elif self._forgetful or term < self._term or not",
         ELECTION,
     ),
     _cluster(
@@ -125,8 +125,8 @@ MUTANTS = (
     _cluster(
         "a live lease refuses pre-votes",
         "election",
-        "granted = term > self._term and self._free_for(source, now)",
-        "granted = term > self._term",
+        "and term > self._term and self._free_for(source, now)",
+        "and term > self._term",
         ELECTION,
     ),
     _cluster(
@@ -150,6 +150,35 @@ MUTANTS = (
         "        if device == self.leader:\n            self._lose_leader(now)\n\n    def on_stall",
         "        if device == self._me:\n            self._lose_leader(now)\n\n    def on_stall",
         ELECTION,
+    ),
+    _cluster(
+        "whom only the candidate suspects counts in its majority",
+        "judging",
+        "enough = 1 if len(self._roster.usable) == 2 else 2",
+        "enough = 1",
+        ELECTION,
+    ),
+    _cluster(
+        "whom others suspect too does not count in a majority",
+        "election",
+        "len(self._view) - self._judge.doubted",
+        "len(self._view)",
+        ELECTION,
+    ),
+    _cluster(
+        "a round of questions begins anew without the dead",
+        "election",
+        'if round_ is not None and round_.stage == "asking" and not set',
+        'if round_ is not None and round_.stage == "" and not set',
+        RULES,
+    ),
+    _node("a leader outbids a plan of its own term", "core", "        effects += self._outbid(now)", "", CORE),
+    _node(
+        "the reporter is gone around where the reported device cannot be",
+        "ledger",
+        "lambda plan: self._reported(entry, plan, 1, now)",
+        "lambda plan: self._reported(entry, plan, 0, now)",
+        LEDGER,
     ),
     _node(
         "an older plan is not prepared",

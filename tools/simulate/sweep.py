@@ -101,6 +101,8 @@ def _live(mesh: Mesh, setting: Setting, report: Report) -> None:
     assert mesh.views_equal(), f"their views parted again\n{mesh.describe()}"
     mesh.until(mesh.drained, DRAIN_S, "the queues drained")
     mesh.check_requests()
+    left = {host.index: host.plane.held for host in mesh.running if host.plane is not None and host.plane.held}
+    assert not left, f"requests are over, and devices still keep of them: {left}"
 
 
 def sweep(seeds: Iterable[int], setting: Setting) -> Iterator[Report]:

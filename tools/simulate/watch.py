@@ -35,6 +35,7 @@ SOMETIMES = (
     "abort after prepare",
     "stale-epoch retry",
     "contingency used",
+    "a new leader goes on with a plan",
     "retried and answered",
     "late result dropped",
     "write lost in a crash",
@@ -109,8 +110,11 @@ class Watch:
                 self._incarnations[host.id] = max(incarnation, self._incarnations[host.id])
             case SendDatagram(to, _, message):
                 self._on_datagram(host, to, message)
-            case Send(_, Activate(plans, _)):
+            case Send(_, Activate(plans)):
                 self._activated.add(plans.main.epoch)
+                self.seen["a new leader goes on with a plan"] += (
+                    host.cluster.leader == host.id != plans.main.epoch.leader
+                )
             case Send(_, Retire(_, epoch)):
                 self.seen["abort after prepare"] += epoch not in self._activated
             case _:
