@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from meshnn.plan.messages import Cancel, Failed, Receipt
 from meshnn.plan.plan import Recipe
 from meshnn.plan.routes import ORIGIN
 from meshnn.plan.shipments import At
+from tools.simulate.values import answer_of, value_of
 
 if TYPE_CHECKING:
     from tools.simulate.host import Host
@@ -434,18 +434,3 @@ def run(site: Site, key: Key, tensors: Mapping[int, Array]) -> Made:
             outputs[tensor] = np.full(shape, value, model.tensor(tensor).dtype)
             bases[tensor] = box
     return outputs, bases
-
-
-def answer_of(value: int, digest: str, first: int, last: int) -> int:
-    """The value after these operators of a model: no two runs, models or inputs look alike for long."""
-    for operator in range(first, last + 1):
-        value = zlib.crc32(f"{value}/{digest}/{operator}".encode()) % 127
-    return value
-
-
-def value_of(tensors: Mapping[int, Array]) -> int:
-    """The one value that fills every tensor: slices of different requests or stages that met would show here."""
-    first = next(iter(tensors.values())).flat[0]
-    met = [array for array in tensors.values() if (array != first).any()]
-    assert not met, f"slices of different requests met: {first} and {met[0]}"
-    return int(first)

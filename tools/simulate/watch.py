@@ -18,7 +18,8 @@ from meshnn.node.slices import Passage
 from meshnn.plan.messages import Activate, Failed, Retire
 from meshnn.plan.plan import Epoch
 from tools.simulate.host import Host
-from tools.simulate.plane import ASSEMBLY_BYTES, answer_of
+from tools.simulate.plane import ASSEMBLY_BYTES
+from tools.simulate.values import answer_of
 from tools.simulate.world import World
 
 QUEUE_MAX = 1024
