@@ -166,8 +166,11 @@ class Vicinity:
         now = self._clock()
         if now - self._looked_at < FRESH_S:
             return False
-        self._networks = [entry.network for entry in self._look()]
         self._looked_at = now
+        try:
+            self._networks = [entry.network for entry in self._look()]
+        except OSError:  # no descriptor left to look through: what was seen last holds
+            return False
         return self._near(address)
 
     def _near(self, address: IPAddress) -> bool:

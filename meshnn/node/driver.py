@@ -334,25 +334,29 @@ class Node:
         while True:
             await asyncio.sleep(NETWORK_EVERY_S)
             hosts = await self._hosts()
-            if hosts == before:
+            if hosts is None or hosts == before:
                 continue
             others = [
                 member.address.host for member in self.core.cluster.members.values() if member.device_id != self.me
             ]
-            spoken_from = await asyncio.to_thread(sources, others[:PEERS_MAX])
+            try:
+                spoken_from = await asyncio.to_thread(sources, others[:PEERS_MAX])
+            except OSError as error:
+                _log.warning("network_not_seen", reason=str(error))
+                continue
             host = own_address(hosts, self.core.cluster.me.address.host, spoken_from)
             _log.info("network_changed", addresses=list(hosts), own=host)
             before = hosts
             self.transport.on_network(hosts)
             self.post(partial(self.core.on_interfaces, Address(host, self.transport.port)))
 
-    async def _hosts(self) -> tuple[str, ...]:
-        """The addresses of this device that are in use now."""
+    async def _hosts(self) -> tuple[str, ...] | None:
+        """The addresses of this device that are in use now; None where the system does not tell, which is no change."""
         try:
             return await asyncio.to_thread(self._addresses)
         except OSError as error:
             _log.warning("network_not_seen", reason=str(error))
-            return ()
+            return None
 
     async def _fetch(self, wanted: Fetch) -> Path:
         return await self.transfers.fetch(wanted)

@@ -227,6 +227,22 @@ def test_the_vicinity_is_what_is_attached_loopback_and_what_is_named() -> None:
     assert vicinity.includes("198.51.100.9")
 
 
+def test_a_look_that_fails_keeps_what_was_seen() -> None:
+    """Without a descriptor to look at the interfaces through, who was near stays near, and nobody else becomes it."""
+    now = 0.0
+    networks = [ipaddress.ip_interface("192.0.2.7/25")]
+
+    def look() -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+        if now:
+            raise OSError(24, "Too many open files")
+        return list(networks)
+
+    vicinity = Vicinity(lambda: now, look)
+    now = 2 * FRESH_S
+    assert not vicinity.includes("198.51.100.9")
+    assert vicinity.includes("192.0.2.1")
+
+
 def test_streams_are_tuned() -> None:
     """Small messages leave at once, and a vanished host is noticed."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:

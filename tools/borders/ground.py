@@ -84,8 +84,9 @@ class Cpu:
 class Traffic:
     """Somebody asks a node ten times a second, over one connection or a new one each; good answers are counted."""
 
-    def __init__(self, device: Device, model: str | None, *, fresh: bool) -> None:
-        """Asking from now on."""
+    def __init__(self, device: Device, model: str | None, *, fresh: bool, label: str | None = "cat") -> None:
+        """Asking from now on; `label` is the right answer, where there is one."""
+        self._label = label
         self.ok = 0
         self.failed = 0
         self.errors: list[str] = []
@@ -107,7 +108,7 @@ class Traffic:
                 self.failed += 1
                 self.errors.append(str(error))
             else:
-                good = told["predictions"][0]["label"] == "cat"
+                good = self._label is None or told["predictions"][0]["label"] == self._label
                 self.ok, self.failed = self.ok + good, self.failed + (not good)
                 self.took_s.append(time.monotonic() - began)
             if self._fresh:
@@ -164,8 +165,10 @@ class Ground:
         if done.code:
             raise RuntimeError(f"models add ended with {done.code}: {done.err.strip()}")
 
-    def traffic(self, device: Device, model: str | None = "default", *, fresh: bool = True) -> Traffic:
+    def traffic(
+        self, device: Device, model: str | None = "default", *, fresh: bool = True, label: str | None = "cat"
+    ) -> Traffic:
         """Somebody who asks from now on."""
-        made = Traffic(device, model, fresh=fresh)
+        made = Traffic(device, model, fresh=fresh, label=label)
         self._traffic.append(made)
         return made

@@ -98,7 +98,7 @@ def memory(ground: Ground, verdict: Verdict) -> None:
         ground.add(free, ground.model)
         until(lambda: _used(tight) > 0, MEET_S, "it holds a shard")
         verdict.check(status(tight)["health"]["state"] == "ok", "its memory is short before anything happens")
-        traffic = ground.traffic(free, ground.model.stem)
+        traffic = ground.traffic(free, ground.model.stem, label=None)
         with _hog(group) as hog:
             _squeeze(verdict, hog, group, free, tight)
         back = until(lambda: status(tight)["health"]["state"] == "ok", 2 * MEET_S, "the budget grows back")
