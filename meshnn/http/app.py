@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 
@@ -65,6 +66,7 @@ async def listen(
         shutdown_timeout=stop_s,
         handler_cancellation=True,
         lingering_time=reception.patience.linger_s,
+        logger=_silence(),
     )
     await runner.setup()
     assert runner.server is not None
@@ -72,6 +74,13 @@ async def listen(
     site = _Site(runner, bound, reception)
     await site.start()
     return runner
+
+
+def _silence() -> logging.Logger:
+    """For the library, which tells of every request that is none with a traceback; our guards tell of our faults."""
+    quiet = logging.getLogger("meshnn.http.requests")
+    quiet.setLevel(logging.CRITICAL)
+    return quiet
 
 
 class _Site(web.BaseSite):

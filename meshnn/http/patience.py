@@ -100,10 +100,12 @@ class Reception:
     def enter(self, inner: asyncio.Protocol, guest: _Guest) -> bool:
         """Count a connection; where there are too many the longest waiting goes; False where nobody waits."""
         if len(self._guests) >= self.patience.connections:
-            slowest = next((one for one in self._guests.values() if one.waiting), None)
+            # Who was served before is a caller who works with this node: strangers go first.
+            waiting = [one for one in self._guests.values() if one.waiting]
+            slowest = next((one for one in waiting if not one.idle), waiting[0] if waiting else None)
             if slowest is None:
                 return False
-            slowest.dismiss(_CROWDED)
+            slowest.dismiss(b"" if slowest.idle else _CROWDED)
             self.gone(slowest.inner)  # at once: more may come before its end is told
             _log.debug("http_crowded", connections=len(self._guests))
         self._guests[inner] = guest
@@ -133,6 +135,11 @@ class _Guest(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._idle = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether a request was answered and the next has not begun: a word now would be taken for its answer."""
+        return self._idle
 
     @property
     def waiting(self) -> bool:

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Sequence
 
 # How long accepting rests where the system has no descriptor left.
-EXHAUSTED_S = 0.5
+EXHAUSTED_S = 0.1
 # How many connections are accepted before the loop gets to do something else.
 ACCEPTS_AT_ONCE = 16
 
