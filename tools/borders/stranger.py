@@ -23,7 +23,7 @@ from tools.fuzz.machines import DATAGRAMS
 from tools.fuzz.mutate import mutated
 from tools.fuzz.values import message
 from tools.fuzz.wire import IDS
-from tools.processes import Device
+from tools.processes import Device, until
 
 LOCAL = "127.0.0.1"
 PACKETS = 1_000_000
@@ -32,6 +32,7 @@ FORGED = 100_000
 FORGED_PER_S = 1000
 AT_ONCE = 100
 IDLE_S = 10.0
+SETTLED_S = 60.0
 CPU_PERCENT_MAX = 10.0
 GROWTH_BYTES_MAX = 1 << 20
 FORGED_GROWTH_BYTES_MAX = 32 << 20
@@ -53,6 +54,8 @@ def stranger(ground: Ground, verdict: Verdict) -> None:
         random.Random(1).randbytes(200),
     ]
     _send([replayed] * AT_ONCE, port, AT_ONCE, PER_S)
+    until(lambda: status(node)["members"][0]["speed"] > 0, SETTLED_S, "the node has measured itself")
+    _idle(node)
     verdict.figures["cpu_idle_percent"] = _idle(node)
     before, memory = _state(node), rss_bytes(node)
     cpu, dropped = Cpu(process_of(node)), _dropped(port)
