@@ -70,8 +70,8 @@ def _killed(tree: Path, mutant: Mutant, seeds: int) -> bool:
 
 
 def _tests_fail(tree: Path, tests: str) -> bool:
-    """Whether this file fails in the copy."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", tests]
+    """Whether any of these files fails in the copy."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests.split()]
     return _run(tree, command, TEST_S) != 0
 
 

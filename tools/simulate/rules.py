@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MEMBERSHIP = "tests/cluster/test_membership.py"
+MEMBERSHIP = "tests/cluster/test_rules.py tests/cluster/test_membership.py tests/cluster/test_lifeguard.py"
 ELECTION = "tests/cluster/test_election.py"
 LEDGER = "tests/node/test_ledger.py"
 ASSEMBLY = "tests/node/test_assembly.py"
@@ -19,7 +19,7 @@ CONTACTS = "tests/node/test_contacts.py"
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A rule, the line that keeps it, the line that breaks it, and the tests that are directed at it."""
+    """A rule, the line that keeps it, the line that breaks it, and the files of its tests (with spaces between)."""
 
     rule: str
     path: str
