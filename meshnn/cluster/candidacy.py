@@ -40,6 +40,14 @@ class Candidacy:
         return len(self.granted) >= self.needed
 
     @property
+    def lost(self) -> bool:
+        """Whether a vote is split: too many said no, and waiting for the rest is of no use.
+
+        A pre-vote waits all the same: its no means that somebody leads, and the next question may as well be later.
+        """
+        return self.stage == "voting" and len(self.asked) - len(self.refused) < self.needed
+
+    @property
     def silent(self) -> list[DeviceId]:
         """Those who have not answered, in order."""
         return [device for device in self.asked if device not in self.granted and device not in self.refused]

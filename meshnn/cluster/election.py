@@ -377,7 +377,8 @@ class Election:
         if round_ is None or (round_.stage, round_.term) != (stage, asked) or source not in round_.asked:
             return
         (round_.granted if granted else round_.refused).add(source)
-        self._advance(round_, now)
+        if not self._advance(round_, now) and round_.lost:
+            self._stand_again(now)
 
     def _advance(self, round_: Candidacy, now: float) -> bool:
         if not round_.won:
@@ -404,10 +405,13 @@ class Election:
             round_.resend_at = now + RESEND_S
             self._ask(round_, again=True)
             return
-        self._candidacy = None
         # Who answered none of the repeated questions, nor was heard otherwise, is as silent as after a failed probe.
         heard_at = {device: self._roster.heard_at(device) or 0.0 for device in round_.silent}
         self.unanswered += [device for device in round_.silent if heard_at[device] < round_.begun_at]
+        self._stand_again(now)
+
+    def _stand_again(self, now: float) -> None:
+        self._candidacy = None
         if not self.leading:
             self._campaign_at = now + self._rng.uniform(0.2, 0.6) + self._delay_s(now)
 

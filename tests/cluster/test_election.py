@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from meshnn.cluster.candidacy import ROUND_S
 from meshnn.cluster.effects import LeaderChanged, PersistTerm
 from meshnn.cluster.member import DeviceId
 from meshnn.cluster.messages import (
@@ -185,6 +186,21 @@ def test_a_new_term_exceeds_every_term_heard_of() -> None:
     stage.hear(1, PreVoteReply(1, False, 41))
     stage.wait(4.0, heard=(1, 2))
     assert stage.sent(PreVote)[-1].term == 42
+
+
+def test_a_split_vote_is_over_when_it_cannot_be_won() -> None:
+    """Two candidates that refused each other stand again in turn, before their rounds would have ended."""
+    stage = Stage(1)
+    stage.wait(2.0, heard=(1,))
+    asked = stage.sent(PreVote)[-1]
+    stage.hear(1, PreVoteReply(asked.term, True, 0))
+    stage.persist()
+    began, questions = stage.now, len(stage.sent(PreVote))
+    stage.hear(1, VoteReply(asked.term, False, asked.term))
+    stage.wait(ROUND_S, heard=(1,))
+    assert len(stage.sent(PreVote)) > questions
+    assert stage.sent(PreVote)[-1].term == asked.term + 1
+    assert stage.now - began <= ROUND_S + 0.01
 
 
 def test_answers_to_another_round_do_not_count() -> None:

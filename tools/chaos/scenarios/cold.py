@@ -23,6 +23,7 @@ def cold(options: Options, verdict: Verdict) -> None:
     setting = Setting(options.model, options.model, "", options.logs, options.seed, options.cpu, options.rate)
     formed: list[float] = []
     planned: list[float] = []
+    since_joined: list[float] = []
     began = time.monotonic()
     with Field(setting, verdict.scenario, count=2) as field:
         stored = field.folder / "stored"
@@ -36,10 +37,11 @@ def cold(options: Options, verdict: Verdict) -> None:
             took = _started(field.stations)
             formed.append(took[0])
             planned.append(took[1])
+            since_joined.append(took[2])
             for station in field.stations:
                 station.kill()
     verdict.figures |= {"repetitions": len(planned)}
-    for what, times in (("formed", formed), ("planned", planned)):
+    for what, times in (("formed", formed), ("planned", planned), ("planned_since_joined", since_joined)):
         verdict.figures |= {
             f"{what}_p50_s": percentile(times, 0.5),
             f"{what}_p95_s": percentile(times, 0.95),
@@ -63,13 +65,18 @@ def _store(field: Field, stored: Path) -> None:
         station.log_path.unlink(missing_ok=True)
 
 
-def _started(stations: list[Station]) -> tuple[float, float]:
-    """Start both; the seconds until they list each other under one leader, and until the plan serves in both views."""
+def _started(stations: list[Station]) -> tuple[float, float, float]:
+    """Start both; the seconds until they list each other under one leader, and until the plan serves in both views.
+
+    The last figure counts from when both had said that they joined: without the start of the interpreter.
+    """
     began = time.monotonic()
     for station in stations:
         station.start()
-    formed_s = 0.0
+    formed_s = joined_s = 0.0
     while time.monotonic() - began < WAIT_S:
+        if not joined_s and all(station.joined for station in stations):
+            joined_s = time.monotonic() - began
         views = [view for station in stations if (view := station.look())]
         if len(views) == len(stations):
             together = {frozenset(row["id"] for row in view["members"] if row["state"] == "alive") for view in views}
@@ -77,6 +84,7 @@ def _started(stations: list[Station]) -> tuple[float, float]:
             if not formed_s and together == {frozenset(v["self"] for v in views)} and len(leaders - {None}) == 1:
                 formed_s = round(time.monotonic() - began, 2)
             if formed_s and agreed(views):
-                return formed_s, round(time.monotonic() - began, 2)
+                took_s = time.monotonic() - began
+                return formed_s, round(took_s, 2), round(took_s - joined_s, 2)
         pause(GLANCE_S / 2)
     raise TimeoutError(f"two devices are no mesh with a plan after {WAIT_S:.0f} s")
