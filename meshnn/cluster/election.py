@@ -231,10 +231,8 @@ class Election:
         beat = Lead(self._leader_term, self._beats, len(self._view), age)
         unanswered = self._acked_at.get(device, 0.0) < self._asked_at.get(device, 0.0)
         self._asked_at[device] = now
-        if unanswered:
-            self._post.insist(device, beat)
-        else:
-            self._post.send(device, beat)
+        say = self._post.insist if unanswered else self._post.send
+        say(device, beat)
 
     def _has_quorum(self, now: float) -> bool:
         # CheckQuorum over those asked lately; a device met lately has not had the time to answer.
@@ -349,10 +347,8 @@ class Election:
     def _ask(self, round_: Candidacy, again: bool = False) -> None:
         for device in round_.silent:
             question = PreVote(round_.term) if round_.stage == "asking" else Vote(round_.term)
-            if again:
-                self._post.insist(device, question)
-            else:
-                self._post.send(device, question)
+            say = self._post.insist if again else self._post.send
+            say(device, question)
 
     @property
     def _voters(self) -> int:
