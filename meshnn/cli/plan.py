@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from meshnn.cli.deaths import told
 from meshnn.cli.options import json_option, state_dir_option, state_folder
 from meshnn.client import need
 from meshnn.errors import UsageError
@@ -50,8 +51,9 @@ def show(file: Path | None, as_json: bool, state_dir: Path | None) -> None:
             split = "" if stage["split"] == "none" else f", {stage['split']} part {stage['part']}"
             first, last = stage["operators"]
             click.echo(f"  {stage['device']}: operators {first}-{last}{split}, {used:.1f} MB on the device")
-        for device, how in sorted(plan["covered"].items()):
-            click.echo(f"  the death of {device[:12]} is {how}")
+        names = {stage["device_id"]: stage["device"] for stage in plan["stages"]}
+        for row in plan["deaths"]:
+            click.echo(f"  the death of {told(row, names)}")
 
 
 def _show_file(file: Path, *, as_json: bool) -> None:

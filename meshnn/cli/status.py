@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from meshnn.cli.deaths import told
 from meshnn.cli.options import json_option, state_dir_option, state_folder
 from meshnn.client import need
 
@@ -52,10 +53,11 @@ def _show(status: dict[str, Any]) -> None:
     console.print(models)
     for plan in status["plans"]:
         stages = "; ".join(_stage(stage) for stage in plan["stages"])
-        covered = ", ".join(f"{names.get(d, d[:12])} ({how})" for d, how in sorted(plan["covered"].items())) or "none"
         missing = ", ".join(names.get(device, device[:12]) for device in plan["waits_for"]) if plan["pinned"] else ""
         pinned = f", pinned{f'; it waits for {missing}' if missing else ''}" if plan["pinned"] else ""
-        console.print(f"plan of {plan['model']} ({plan['epoch']}{pinned}): {stages}. Deaths covered: {covered}")
+        console.print(f"plan of {plan['model']} ({plan['epoch']}{pinned}): {stages}")
+        for row in plan["deaths"]:
+            console.print(f"  the death of {told(row, names)}")
 
 
 def _stage(stage: dict[str, Any]) -> str:

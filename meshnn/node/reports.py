@@ -94,8 +94,21 @@ def _plan_set(core: Core, plans: PlanSet) -> dict[str, object]:
         "covered": {
             plan.epoch.absent: "prepared" if plan.epoch in ready else "planned" for plan in plans.contingencies
         },
+        "deaths": _deaths(core, main),
         "plan": msgspec.to_builtins(main),
     }
+
+
+def _deaths(core: Core, plan: Plan) -> list[dict[str, object]]:
+    """What the death of each device of a plan would mean, as its leader said last."""
+    known = {row.device: row for row in core.book.outlooks(plan.model)}
+    rows: list[dict[str, object]] = []
+    for device in plan.devices():
+        row = known.get(device)
+        state = "unknown" if row is None else row.state
+        fetch_bytes, reroute_ms = (0, 0) if row is None else (row.fetch_bytes, row.reroute_ms)
+        rows.append({"device": device, "state": state, "fetch_bytes": fetch_bytes, "reroute_ms": reroute_ms})
+    return rows
 
 
 def question(core: Core, model: str, now: float) -> tuple[Problem, Plan]:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from meshnn.cluster.member import Address, MemberState
+from meshnn.cluster.member import Address, DeviceId, MemberState
 from meshnn.config import Config
+from meshnn.device.interpreter import Ran
 from meshnn.device.store import Store
 from meshnn.errors import MeshError, NodeError
 from meshnn.net.memory import MemoryNetwork
@@ -19,6 +23,7 @@ from meshnn.node import driver, problem
 from meshnn.node.answer import Answer
 from meshnn.node.effects import Effect
 from meshnn.node.past import remember
+from meshnn.plan.ranges import memory_bytes
 from meshnn.telemetry import captured
 from tests.node.nodes import (
     DISK_BYTES,
@@ -107,6 +112,66 @@ async def test_the_leader_dies_and_another_plans(tmp_path: Path, stock: Path) ->
 def _planned_without(device: Device, gone: object) -> bool:
     plans = device.node.core.book.active(NAME)
     return plans is not None and gone not in plans.main.devices()
+
+
+async def test_two_plans_that_do_not_fit_at_once_are_swapped_without_a_failed_ask(tmp_path: Path, stock: Path) -> None:
+    """Two devices change places under load, and back: neither has memory for both of its parts."""
+    async with mesh(tmp_path) as home:
+        await home.start("a", "b", stock=stock)
+        (asked,) = await home.start("c", memory_bytes=100_000)
+        await asked.ask()
+        core = asked.node.core
+        plans, card = core.book.active(NAME), core.catalogue.card(core.catalogue.record(NAME).digest)
+        assert plans is not None
+        assert card is not None
+        first, second = plans.main.lanes[0].stages
+        near, far = (stage.groups[0].shards[0].device for stage in (first, second))
+        both = sum(memory_bytes(card, recipe, plans.main.window) for recipe, _ in plans.main.placements())
+        assert both > PART_BYTES
+        async with asyncio.TaskGroup() as tasks:
+            askers = Askers(tasks, asked)
+            await askers.more()
+            for one, other in ((far, near), (near, far)):
+                await asked.node.service.pin(NAME, _written((first.last, one), (second.last, other)))
+                await until(lambda: core.book.active(NAME) is not None)
+                now = core.book.active(NAME)
+                assert now is not None
+                assert [shard.device for _, shard in now.main.placements()] == [one, other]
+                await askers.more()
+            askers.stop()
+        for answer in askers.answers:
+            check(answer)
+
+
+async def test_a_device_that_computes_wrongly_serves_nothing(
+    tmp_path: Path, stock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its golden vectors do not come out: it is planned without, and every answer is right."""
+    async with mesh(tmp_path) as home:
+        await home.start("a", stock=stock)
+        # Without the disk for the whole model it cuts nothing for others.
+        (broken,) = await home.start("b", disk_bytes=1_900_000)
+        run = broken.node.engine.run
+
+        async def wrong(handle: int, inputs: Sequence[npt.NDArray[np.generic]]) -> Ran:
+            outputs, compute_s = await run(handle, inputs)
+            outputs[0] = outputs[0] + np.ones(1, outputs[0].dtype)
+            return Ran(outputs, compute_s)
+
+        monkeypatch.setattr(broken.node.engine, "run", wrong)
+        await home.start("c")
+        answer = await home.devices["c"].ask()
+        check(answer)
+        assert "b" not in workers(answer)
+
+
+def _written(*stages: tuple[int, DeviceId]) -> bytes:
+    """A plan of one lane as JSON: of each stage its last operator and its device."""
+    rows, following = [], 0
+    for last, device in stages:
+        rows.append({"first": following, "last": last, "groups": [{"shards": [{"device": device}]}]})
+        following = last + 1
+    return msgspec.json.encode({"lanes": [{"stages": rows}]})
 
 
 async def test_both_halves_of_a_partition_serve_and_become_one_again(tmp_path: Path, stock: Path) -> None:

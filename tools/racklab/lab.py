@@ -127,6 +127,16 @@ class Device:
         _ip(f"-n {self.name} address add 172.17.0.1/16 dev docker0")
         _ip(f"-n {self.name} link set docker0 up")
 
+    def part_from(self, other: Device) -> None:
+        """Nothing passes between the two any more, though both reach everybody else: each mistakes the other."""
+        for near, far in ((self, other), (other, self)):
+            _ip(f"-n {near.name} neigh replace {far.address} lladdr 02:00:00:00:00:ee dev eth0 nud permanent")
+
+    def meet_again(self, other: Device) -> None:
+        """They find each other again."""
+        for near, far in ((self, other), (other, self)):
+            _ip(f"-n {near.name} neigh del {far.address} dev eth0")
+
     def limit_cpu(self, cpu: float) -> None:
         """Change the device's share of a processor; 0 lifts the limit."""
         if self._lab.groups is not None:

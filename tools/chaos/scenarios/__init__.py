@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from tools.acceptance.verdict import Verdict
 from tools.chaos.rig import Options
-from tools.chaos.scenarios import clone, cold, deaths, network, requests, sleep
+from tools.chaos.scenarios import clone, cold, deaths, network, plans, requests, sleep
 
 SCENARIOS: Mapping[str, Callable[[Options, Verdict], None]] = {
     "kill": deaths.kill,
@@ -19,4 +19,7 @@ SCENARIOS: Mapping[str, Callable[[Options, Verdict], None]] = {
     "no-multicast": network.without_multicast,
     "clone": clone.clone,
     "cold": cold.cold,
+    "uncovered": plans.uncovered,
+    "slow": plans.slow,
+    "pair": plans.pair,
 }
