@@ -22,7 +22,7 @@ from meshnn.node.effects import Changed, CutShards, Effect, Fetch, PlansChanged,
 from meshnn.node.flaps import Flaps
 from meshnn.node.health import Health
 from meshnn.node.leader import Leader
-from meshnn.node.messages import Copy, CopyFailed, CutOff, Holdings, Names, Pin, PinAnswer, Unpin
+from meshnn.node.messages import Copy, CopyFailed, CutOff, Holdings, Names, Pin, PinAnswer, TellPlans, Unpin
 from meshnn.node.paces import Paces
 from meshnn.node.plans import PlanBook
 from meshnn.node.problem import Problem
@@ -41,6 +41,8 @@ CARD_RETRY_S = 3.0
 PIN_ANSWERS_MAX = 64
 # A leader looks at what the devices tell of their load so often: no event comes of it.
 LOOK_EVERY_S = 2.0
+# A node without a link to a leader asks another one which plans serve, so often.
+TELL_PLANS_S = 3.0
 
 
 class Core:
@@ -69,13 +71,14 @@ class Core:
         self._copying: dict[str, DeviceId] = {}
         self._cards_due: float | None = None
         self._look_due = 0.0
+        self._plans_due: float | None = None
         self._led: tuple[DeviceId | None, int] = (None, 0)
         self._looked_at: Mapping[DeviceId, Member] | None = None
 
     @property
     def deadline(self) -> float | None:
         """When `on_deadline` is due, in the caller's clock."""
-        own = (self._cards_due, self._copies_due, self._view_due)
+        own = (self._cards_due, self._copies_due, self._view_due, self._plans_due)
         return earliest((*own, self.cluster.deadline, self.book.deadline, self.leader.deadline, self.contacts.deadline))
 
     @property
@@ -280,6 +283,7 @@ class Core:
             Unpin: lambda: self.leader.on_pin(source, _as(Unpin, message), now),
             PinAnswer: lambda: self._pin_answered(_as(PinAnswer, message)),
             CutOff: lambda: self._cut_off(source, _as(CutOff, message)),
+            TellPlans: lambda: self.book.tell(source),
         }
         handler = handlers.get(type(message))
         if handler is not None:
@@ -334,13 +338,25 @@ class Core:
                 changed = False
                 pending.extend(self._review(now))
             else:
-                return [*out, *self._redial(now), *self._tell_cut_off()]
+                return [*out, *self._redial(now), *self._tell_cut_off(), *self._ask_for_plans(now)]
         raise AssertionError("a node talks to itself without end")
 
     def _tell_cut_off(self) -> list[Effect]:
         """Tell the leader whom this device cannot reach; a leader cannot use whom it cannot reach itself."""
         leader = self.cluster.leader
         return [] if leader == self._me else self.severed.review(leader, self.contacts.cut_off)
+
+    def _ask_for_plans(self, now: float) -> list[Effect]:
+        """Whom no leader can reach hears of new plans from others, each in turn; what it runs would be stale else."""
+        leader, linked = self.cluster.leader, sorted(self.contacts.linked)
+        if leader == self._me or leader in self.contacts.linked or not linked:
+            self._plans_due = None
+        elif self._plans_due is None:
+            self._plans_due = now + TELL_PLANS_S
+        elif self._plans_due <= now:
+            self._plans_due = now + TELL_PLANS_S
+            return [Send(linked[int(now / TELL_PLANS_S) % len(linked)], TellPlans())]
+        return []
 
     def _follow_leader(self, now: float) -> list[Effect]:
         """Take up or lay down the leader's work as the election says."""

@@ -92,6 +92,10 @@ class CutOff(msgspec.Struct, frozen=True, tag=True):
     devices: tuple[DeviceId, ...]
 
 
+class TellPlans(msgspec.Struct, frozen=True, tag=True):
+    """A node that has no link to a leader to any other: which plans serve? Answered by an `Activate` for each."""
+
+
 class Want(msgspec.Struct, frozen=True, tag=True):
     """Send me a piece of this file; answered by `Chunk` frames or `Missing`.
 

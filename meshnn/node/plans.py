@@ -133,7 +133,7 @@ class PlanBook:
         for _, entry in sorted(self._active.items()):
             entry.reported = None
             if leader != self._me:
-                effects.append(Send(leader, Activate(entry.plans, tuple(sorted(entry.ready)))))
+                effects.append(Send(leader, Activate(entry.plans, tuple(sorted(entry.ready)), entry.outlooks)))
         for entry in self._prepared.values():
             entry.reported = None
             entry.orphan_until = now + ORPHAN_S
@@ -210,6 +210,11 @@ class PlanBook:
             return []
         current.ready, current.outlooks = news
         return [PlansChanged()]
+
+    def tell(self, to: DeviceId) -> list[Effect]:
+        """The active plans for a device that cannot hear them from the leader."""
+        entries = [entry for _, entry in sorted(self._active.items())]
+        return [Send(to, Activate(e.plans, tuple(sorted(e.ready)), e.outlooks)) for e in entries]
 
     def on_retire(self, message: Retire, now: float) -> list[Effect]:
         """Drop a plan that never served, or serves no longer."""

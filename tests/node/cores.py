@@ -90,6 +90,7 @@ class Cores:
         self.now = 100.0
         self.sent: list[tuple[str, str, str]] = []
         self.kill_before: Callable[[str, str, msgspec.Struct], str] = lambda source, to, message: ""
+        self.blocked: set[frozenset[str]] = set()
         self.drop: Callable[[str, str, msgspec.Struct], bool] = lambda source, to, message: False
         self._random = random.Random(seed)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
@@ -160,6 +161,11 @@ class Cores:
         """Both ends of a severed link notice."""
         for near, far in ((one, other), (other, one)):
             self._event(near, WIRE_S, partial(_unlinked, self.devices[near], device_id(far), "silent"))
+
+    def part(self, one: str, other: str) -> None:
+        """Two devices cannot reach each other any more, and notice; everybody else reaches both."""
+        self.blocked.add(frozenset((one, other)))
+        self.unlink(one, other, "silent")
 
     def hold(self, letter: str, card: Card) -> None:
         """Put a model's whole file on a device, as a copy that arrived."""
@@ -298,7 +304,7 @@ class Cores:
                     else:
                         self._dial(device, address)
                 case SendDatagram(to, _, message):
-                    self._event(to[0], WIRE_S, _datagram(device.id, device.boot_id, message))
+                    self._datagram(device, to, message)
                 case Dial(address):
                     self._dial(device, address)
                 case PersistTerm(term, vote):
@@ -310,6 +316,11 @@ class Cores:
                     device.names = records
                 case _:
                     self._work(device, effect)
+
+    def _datagram(self, device: Device, to: DeviceId, message: msgspec.Struct) -> None:
+        """One datagram, unless the two cannot reach each other."""
+        if {device.letter, to[0]} not in self.blocked:
+            self._event(to[0], WIRE_S, _datagram(device.id, device.boot_id, message))
 
     def _work(self, device: Device, effect: Effect) -> None:
         """The deeds that take time."""
@@ -355,6 +366,8 @@ class Cores:
     def _connect(self, device: Device, boot: int, address: Address) -> None:
         target = next(other for other in self.devices.values() if other.address == address)
         if device.core is None or device.boot != boot or target.id in device.links or target is device:
+            return
+        if {device.letter, target.letter} in self.blocked:
             return
         if target.core is None:
             self._now(device, lambda core, now: core.on_unreachable(address, "refused", now))

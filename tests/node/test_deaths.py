@@ -80,3 +80,47 @@ def test_a_flapping_device_is_left_out_and_taken_back() -> None:
     assert mesh.devices[flapper].id in mesh.core(leader).planned(mesh.now)
     mesh.run(300)
     assert mesh.core(leader).flaps.held(mesh.now) == frozenset()
+
+
+def same_plan(mesh: Cores) -> bool:
+    """Whether every device has the same active plan."""
+    return len({str(mesh.core(letter).book.newest("cat")) for letter in mesh.living}) == 1
+
+
+def test_a_pair_that_cannot_talk_is_planned_apart_within_twenty_seconds() -> None:
+    """Both live in every view, nobody else leads, and both hear of the plan, though one of them may be the leader."""
+    mesh = served("abcd", ROOMY // 3)
+    one, other = (stage.groups[0].shards[0].device[0] for stage in mesh.plans("cat").main.lanes[0].stages)
+    term = mesh.core("a").cluster.term
+    mesh.part(one, other)
+    assert mesh.run(20, lambda: not {one, other} <= stages(mesh) and mesh.settled("cat") and same_plan(mesh))
+    mesh.run(20)
+    assert not {one, other} <= stages(mesh)
+    assert same_plan(mesh)
+    assert {mesh.core(letter).cluster.term for letter in mesh.living} == {term}
+    assert all(len(mesh.core(letter).cluster.alive) == 4 for letter in mesh.living)
+
+
+def test_a_pair_that_talks_again_may_be_planned_together_again() -> None:
+    """What was told of it is taken back."""
+    mesh = served("abcd", ROOMY // 3)
+    leader = mesh.leader()
+    one, other = [letter for letter in "abcd" if letter != leader][:2]
+    mesh.part(one, other)
+    mesh.run(8)
+    pair = (mesh.devices[one].id, mesh.devices[other].id)
+    assert mesh.core(leader).severed.pairs(mesh.core(leader).cluster.alive) == {pair}
+    mesh.blocked.clear()
+    mesh.run(20)
+    assert mesh.core(leader).severed.pairs(mesh.core(leader).cluster.alive) == frozenset()
+
+
+def test_whom_the_leader_cannot_reach_hears_of_plans_from_others() -> None:
+    """A device cut off from the leader alone has the same plan as all others soon after every change."""
+    mesh = served("abcd", ROOMY // 3)
+    leader = mesh.leader()
+    lonely = next(letter for letter in "abcd" if letter != leader)
+    mesh.part(leader, lonely)
+    assert mesh.run(20, lambda: lonely not in stages(mesh) and same_plan(mesh) and bool(stages(mesh)))
+    mesh.add(leader, model("lynx", "7", weights=10_000))
+    assert mesh.run(20, lambda: all(mesh.core(letter).book.active("lynx") is not None for letter in mesh.living))
