@@ -24,7 +24,7 @@ from meshnn.node.plans import PlanBook
 from meshnn.node.problem import Problem, better
 from meshnn.node.shardfiles import ShardFiles
 from meshnn.node.view import View
-from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Ready, Refused, Retire, Unplanned
+from meshnn.plan.messages import GOLDEN_FAULT, Activate, Cut, CutDone, CutFailed, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import Epoch, Plan, PlanSet, Recipe
 
 # How long each phase may take, in seconds; fetching adds its bytes at the slowest link we plan for.
@@ -168,12 +168,22 @@ class Leader:
             self._number = max(self._number, message.promised.number)
             return [] if job is None else self._fail(model, reason, now)
         model = plans.main.model
-        for boot in {plan.lives()[source] for plan in plans.plans if source in plan.lives()}:
-            self._refused[model, source, boot] = (now + REFUSED_S, reason)
+        self._blame(model, source, reason, plans.main.recipes_of(source), now)
         effects = self._abort(model, reason) if job is not None else []
         if job is None and served is not None:
             served.broken = True
         return [*effects, note("plan_refused", warning=True, model=model, reason=reason), Changed()]
+
+    def _blame(self, model: str, source: DeviceId, reason: str, recipes: tuple[Recipe, ...], now: float) -> None:
+        """Plan, and cut, without a device for a while in its present life; where two dispute one cutter, without it."""
+        device = source
+        if GOLDEN_FAULT in reason:
+            device = self._files.dispute(source, recipes) or source
+        if device != source:
+            # Nobody is refused any more for what the cutter's word alone said.
+            self._refused = {key: said for key, said in self._refused.items() if GOLDEN_FAULT not in said[1]}
+        if device in self._view.alive:
+            self._refused[model, device, self._view.alive[device].boot_id] = (now + REFUSED_S, reason)
 
     def on_pin(self, source: DeviceId, message: Pin | Unpin, now: float) -> list[Effect]:
         """Somebody wants a model to run exactly one plan, or gives it back to the planner."""
@@ -324,8 +334,9 @@ class Leader:
             return self._prepare(model, job, now)
         if job.phase is Phase.CUTTING:
             return self._fail(model, "the holder did not cut every shard", now)
-        holders = [device for device in self._catalogue.holders(job.digest) if device in self._view.alive]
-        cutters = [device for device in holders if self._view.alive[device].capability.can_cut]
+        usable = {member.device_id: member for member in self._usable(model)}
+        holders = [device for device in self._catalogue.holders(job.digest) if device in usable]
+        cutters = [device for device in holders if usable[device].capability.can_cut]
         if not cutters:
             return self._fail(model, "no device that holds the file can cut it (ai-edge-litert cuts)", now)
         cutters.sort(key=lambda device: (device != self._me, device))

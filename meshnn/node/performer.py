@@ -49,7 +49,7 @@ from meshnn.node.keeper import Keeper, Record
 from meshnn.node.library import Library
 from meshnn.node.messages import BUSY_MS_MAX, Busy
 from meshnn.node.transfer import Transfers
-from meshnn.plan.messages import CutDone, CutFailed, Golden
+from meshnn.plan.messages import GOLDEN_FAULT, CutDone, CutFailed, Golden
 from meshnn.plan.messages import Fetch as ShardFile
 from meshnn.plan.plan import PlanSet, Recipe
 from meshnn.plan.ranges import memory_bytes
@@ -262,7 +262,7 @@ class Performer:
             facts = await asyncio.to_thread(golden.facts_of, outputs, self._numeric_class)
             fault = golden.difference(facts, file.golden, outputs)
             if fault is not None:
-                raise ModelError(f"the shard fails its golden vector on this device: {fault}")
+                raise ModelError(f"{GOLDEN_FAULT}: {fault}")
         except MeshError:
             self._engine.unload(loaded.handle)
             raise

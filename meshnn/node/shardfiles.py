@@ -20,6 +20,7 @@ class ShardFiles:
         """No file is known."""
         self._holders = holders
         self._files: dict[Recipe, Fetch] = {}
+        self._disputed: dict[DeviceId, set[DeviceId]] = {}
 
     def learn(self, files: Iterable[Fetch], named: Collection[str], used: Callable[[], set[Recipe]]) -> None:
         """Files were cut; those of models without a name are nobody's. Of too many those of no plan at hand go."""
@@ -48,6 +49,21 @@ class ShardFiles:
             files = tuple(self._with_holders(self._files[r], alive) for r in recipes if r in self._files)
             sends.append(Send(device, Prepare(plans, files)))
         return sends
+
+    def dispute(self, source: DeviceId, recipes: Collection[Recipe]) -> DeviceId | None:
+        """A device computes something else than who cut its shards: the cutter is to blame where two say so, of one.
+
+        What that one cut is forgotten then, and so is the dispute.
+        """
+        cutters = {self._files[recipe].holders[0] for recipe in recipes if recipe in self._files}
+        for cutter in sorted(cutters - {source}):
+            against = self._disputed.setdefault(cutter, set())
+            against.add(source)
+            if len(against) > 1:
+                del self._disputed[cutter]
+                self._files = {recipe: file for recipe, file in self._files.items() if file.holders[0] != cutter}
+                return cutter
+        return None
 
     def _with_holders(self, fetch: Fetch, alive: Collection[DeviceId]) -> Fetch:
         """The file with whoever can serve it today: its cutter, and every holder that can cut it again."""

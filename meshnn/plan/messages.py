@@ -9,6 +9,9 @@ import msgspec
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.plan.plan import Epoch, PlanSet, Recipe
 
+GOLDEN_FAULT = "the shard fails its golden vector on this device"
+"""How the reason of a refusal begins where a device computes something else than the one that cut the shard."""
+
 
 class Golden(msgspec.Struct, frozen=True):
     """What a shard makes of the golden input (seeded by its recipe), as the device that cut it computed it.

@@ -28,6 +28,7 @@ from meshnn.node.plans import PlanBook
 from meshnn.node.shards import Shards
 from meshnn.node.view import View
 from meshnn.plan.messages import (
+    GOLDEN_FAULT,
     Activate,
     Cut,
     CutDone,
@@ -286,6 +287,27 @@ def test_a_refusing_device_is_planned_without_and_asked_again_later() -> None:
     assert bench.leader.deadline <= REFUSED_S
     (task,) = solves(bench.review(**{to[0]: member(to[0], BootId("2" * 16))}))
     assert to in {row.device_id for row in task.members}
+
+
+def test_a_cutter_whose_golden_vectors_two_devices_dispute_is_itself_refused() -> None:
+    """One that disagrees is planned without; a second one turns it round: another holder cuts, and both serve again."""
+    bench = Bench("abcd")
+    bench.alive |= {device_id(letter): member(letter, memory_bytes=800_000) for letter in "abcd"}
+    effects = bench.cut(bench.solved(bench.review()))
+    for number in range(2):
+        ((_, prepare), *_) = said(effects, Prepare)
+        assert isinstance(prepare, Prepare)
+        main = prepare.plans.main
+        doubter = next(device for device in main.devices() if device != A)
+        bench.leader.on_refused(doubter, Refused(main.epoch, f"{GOLDEN_FAULT}: other bytes"), 0.0)
+        effects = bench.review()
+        (task,) = solves(effects)
+        used = {row.device_id for row in task.members}
+        assert (doubter in used, A in used) == ((False, True) if number == 0 else (True, False))
+        effects = bench.solved(effects)
+        if said(effects, Cut) and number == 0:
+            effects = bench.cut(effects)
+    assert [to for to, _ in said(effects, Cut)] == [B]
 
 
 def test_a_device_that_knows_a_newer_plan_is_not_held_to_blame() -> None:
