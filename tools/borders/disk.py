@@ -27,8 +27,8 @@ def full(ground: Ground, verdict: Verdict) -> None:
 
 
 def read_only(ground: Ground, verdict: Verdict) -> None:
-    """The file system is mounted read-only under the node, as the kernel does after an error of the disk."""
-    _suffer(ground, verdict, lambda folder: _mount("-o", "remount,ro", folder), _writable)
+    """The file system becomes read-only under the node, as the kernel makes it after an error of the disk."""
+    _suffer(ground, verdict, _freeze, _thaw)
 
 
 def _suffer(ground: Ground, verdict: Verdict, harm: Change, mend: Change) -> None:
@@ -42,9 +42,9 @@ def _suffer(ground: Ground, verdict: Verdict, harm: Change, mend: Change) -> Non
         for device in ground.mesh.devices.values():
             device.stop()
         for folder in folders:
-            with suppress(RuntimeError):
-                _mount("-o", "remount,rw", folder)
-            subprocess.run(["umount", str(folder)], check=False)
+            # Once for the folder itself, once for what a broken scenario left over it.
+            for _ in range(2):
+                subprocess.run(["umount", str(folder)], check=False, capture_output=True)
 
 
 def _told(ground: Ground, verdict: Verdict, harm: Change, mend: Change) -> None:
@@ -101,8 +101,14 @@ def _fill(folder: Path) -> None:
                     pass
 
 
-def _writable(folder: Path) -> None:
-    _mount("-o", "remount,rw", folder)
+def _freeze(folder: Path) -> None:
+    """A mount of its own over the folder, since files that are open keep the first one writable."""
+    _mount("--bind", folder, folder)
+    _mount("-o", "remount,bind,ro", folder)
+
+
+def _thaw(folder: Path) -> None:
+    subprocess.run(["umount", str(folder)], check=True)
 
 
 def _mount(*words: str | Path) -> None:
