@@ -28,7 +28,7 @@ def test_a_schedule_keeps_to_its_terms(seed: int) -> None:
     assert faults == schedule(seed, 300.0, TERMS)
     assert {fault.kind for fault in faults} == set(Kind)
     for fault in faults:
-        assert fault.healed_s <= 300.0
+        assert fault.at_s < fault.healed_s <= 300.0
         assert servable(fault, TERMS)
         if fault.kind in {Kind.KILL, Kind.RESTART, Kind.STOP, Kind.UNPLUG}:
             assert not set(fault.devices) & set(TERMS.origins)
@@ -49,6 +49,16 @@ def test_a_partition_that_leaves_an_origin_too_few_devices_is_not_servable() -> 
     assert not servable(Fault(0.0, Kind.PARTITION, (3,), 9.0), TERMS)
     assert servable(Fault(0.0, Kind.PARTITION, (0, 1, 2), 9.0), TERMS)
     assert not servable(Fault(0.0, Kind.PARTITION, (0, 1, 2), 9.0), TERMS, away=frozenset({3}))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_in_a_long_run_every_fault_ends_after_it_began(seed: int) -> None:
+    """A kill healed at its own instant would start a second node beside the first: the run of an hour once did."""
+    faults = schedule(seed, 3600.0, replace(TERMS, kinds=(Kind.KILL, Kind.RESTART), every_s=20.0))
+    assert len(faults) > 150
+    assert min(fault.lasts_s for fault in faults) > 0
+    with pytest.raises(AssertionError, match="healed before"):
+        steps((Fault(1.0, Kind.KILL, (0,), 0.0),))
 
 
 def test_what_is_healed_goes_before_what_begins() -> None:

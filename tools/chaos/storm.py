@@ -138,6 +138,7 @@ class Storm:
 
 def steps(faults: Sequence[Fault]) -> list[tuple[float, Fault, bool]]:
     """When what begins (False) and is healed (True), in order; what is healed goes before what begins."""
+    assert all(fault.lasts_s > 0 for fault in faults), "a fault that is healed before it begins"
     rows = [(f.at_s, f, False) for f in faults] + [(f.healed_s, f, True) for f in faults]
     return sorted(rows, key=lambda row: (row[0], not row[2], row[1].at_s))
 
@@ -225,6 +226,7 @@ def _end_nodes(_: Rig, stations: list[Station], __: Fault) -> None:
 
 def _start_nodes(_: Rig, stations: list[Station]) -> None:
     for station in stations:
+        assert station.dead(), f"{station.name} was to be started again and never ended"
         station.start()
 
 
