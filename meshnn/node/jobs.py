@@ -104,6 +104,13 @@ class ActivePlan:
         self.stored[source] = frozenset((*message.loaded, *message.on_disk))
         self.lacks[source] = message.lacks
 
+    @property
+    def uncovered(self) -> frozenset[DeviceId]:
+        """The devices whose death no loaded contingency covers."""
+        ready = self.ready()
+        covered = {plan.epoch.absent for plan in self.plans.contingencies if plan.epoch in ready}
+        return frozenset(device for device in self.plans.main.devices() if device not in covered)
+
     def ready(self) -> tuple[Epoch, ...]:
         """The epochs of which every shard is loaded."""
         return tuple(plan.epoch for plan in self.plans.plans if everywhere(plan, self.loaded))

@@ -41,14 +41,15 @@ def look_again(
         return now, False
     free_at = -inf if changed_at is None else changed_at + VOLUNTARY_S
     fresh = {mark_of(member, view.held) for member in usable} - served.considered
-    # Who is to be used last is nobody to wait for.
     steady = [since[device, boot] + STABLE_S for device, boot, _, _, last in fresh if not last]
     gone = {mark[0] for mark in served.considered} - devices or served.severed - view.severed
     renewal = max(steady) if steady else now if gone else inf
-    if free_at <= now:
-        return (now if served.kept else renewal), False
-    choice = free_at if served.kept else inf
-    return (renewal, True) if renewal <= choice else (choice, False)
+    # Nothing is moved for one who is to be used last, but it may be all there is to cover a death.
+    late = [since[device, boot] + STABLE_S for device, boot, _, _, last in fresh if last and served.uncovered]
+    cover = max(late, default=inf)
+    choice = (now if served.kept else renewal) if free_at <= now else (free_at if served.kept else inf)
+    covering = cover if free_at <= now else min(renewal, cover)
+    return (covering, True) if covering < choice else (choice, False)
 
 
 def _ails(served: ActivePlan, usable: tuple[Member, ...]) -> bool:

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -176,17 +177,26 @@ class Service:
         await self._wished(model, lambda ask: Unpin(ask, model), deadline_s)
 
     async def _wished(self, model: str, wish: Callable[[str], Pin | Unpin], deadline_s: float) -> None:
-        """Ask the leader, and wait for its word."""
+        """Ask the leader, and wait for its word; who leads next, or anew, has not heard it and is asked again."""
         core = self._host.core
         core.catalogue.record(model)
         if core.cluster.leader is None:
             raise BusyError("the mesh elects its leader just now; try again in a moment")
-        ask = f"{self._me}.{secrets.token_hex(8)}"
-        self._host.perform(core.answer(core.cluster.leader, wish(ask), self._clock()))
-        await self._until(lambda: ask in core.pinned, self._clock() + deadline_s, "the leader has not answered")
+        ask, until = f"{self._me}.{secrets.token_hex(8)}", self._clock() + deadline_s
+        while ask not in core.pinned:
+            reign = (core.cluster.leader, core.cluster.term)
+            if reign[0] is not None:
+                self._host.perform(core.answer(reign[0], wish(ask), self._clock()))
+            news = partial(self._answered_or_over, ask, reign)
+            await self._until(news, until, "the leader has not answered")
         reason = core.pinned.pop(ask)
         if reason:
             raise NoPlanError(reason)
+
+    def _answered_or_over(self, ask: str, reign: tuple[DeviceId | None, int]) -> bool:
+        """Whether the word on an ask is here, or who was asked leads no longer."""
+        core = self._host.core
+        return ask in core.pinned or (core.cluster.leader, core.cluster.term) != reign
 
     def status(self) -> dict[str, object]:
         """What `meshnn status --json` prints."""

@@ -22,6 +22,7 @@ from meshnn.net.memory import MemoryNetwork
 from meshnn.node import driver, problem
 from meshnn.node.answer import Answer
 from meshnn.node.effects import Effect
+from meshnn.node.messages import Pin, Unpin
 from meshnn.node.past import remember
 from meshnn.plan.ranges import memory_bytes
 from meshnn.telemetry import captured
@@ -141,6 +142,37 @@ async def test_two_plans_that_do_not_fit_at_once_are_swapped_without_a_failed_as
             askers.stop()
         for answer in askers.answers:
             check(answer)
+
+
+async def test_a_wish_is_asked_again_of_who_leads_next(
+    tmp_path: Path, stock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The leader loses its office with the wish in hand and forgets it; the plan is applied all the same."""
+    async with mesh(tmp_path) as home:
+        await home.start("a", "b", stock=stock)
+        (asked,) = await home.start("c", memory_bytes=100_000)
+        await asked.ask()
+        leading = next(device for device in home.devices.values() if device.id == asked.leader).node.core
+        term, pins = leading.cluster.term, leading.leader._pins
+        ask, lost = pins.ask, list[Pin | Unpin]()
+
+        def loses(source: DeviceId, message: Pin | Unpin) -> list[Effect]:
+            if lost:
+                return ask(source, message)
+            lost.append(message)
+            return list(leading.cluster.outbid(term, asyncio.get_running_loop().time()))
+
+        monkeypatch.setattr(pins, "ask", loses)
+        plans = asked.node.core.book.active(NAME)
+        assert plans is not None
+        first, second = plans.main.lanes[0].stages
+        near, far = (stage.groups[0].shards[0].device for stage in (first, second))
+        await asked.node.service.pin(NAME, _written((first.last, far), (second.last, near)))
+        assert lost
+        assert asked.node.core.cluster.term > term
+        now = asked.node.core.book.active(NAME)
+        assert now is not None
+        assert [shard.device for _, shard in now.main.placements()] == [far, near]
 
 
 async def test_a_device_that_computes_wrongly_serves_nothing(

@@ -484,6 +484,20 @@ def test_a_flapper_is_used_last_and_not_waited_for() -> None:
     assert B not in result.main.devices()
 
 
+def test_a_flapper_may_be_all_there_is_to_cover_a_death() -> None:
+    """Where a death is uncovered it is looked at once it is steady; what serves stays as it is."""
+    bench = Bench()
+    plans = bench.serve()
+    bench.leader.on_ready(C, Ready(plans.main.epoch, ()), 1.0)
+    assert bench.served().uncovered
+    bench.alive[D] = member("d", speed=50.0)
+    held = View(bench.alive, held=frozenset({D}))
+    assert solves(bench.leader.review(held, 20.0)) == []
+    (task,) = solves(bench.leader.review(held, 20.0 + STABLE_S))
+    assert task.keep
+    assert task.avoid == {D}
+
+
 def test_the_outlook_of_every_death_is_told() -> None:
     """Prepared, on disk, to be fetched, or none: with the time until answers come again, an election included."""
     bench = Bench("abcd")
