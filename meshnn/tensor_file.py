@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import zipfile
 import zlib
 from typing import TypeAlias
@@ -16,6 +17,10 @@ from meshnn.graph.card import Card, CardTensor
 from meshnn.input_file import check_size
 
 Array: TypeAlias = npt.NDArray[np.generic]
+
+# NumPy reads the header of an array as Python source, and Python 3.11 may raise SystemError ("AST constructor recursion
+# depth mismatch") where two threads do so at once: whoever reads arrays in threads holds this meanwhile.
+HEADERS = threading.Lock()
 
 _HEADER_BYTES_MAX = 16_384
 _MEMBERS_MAX = 4096
@@ -77,13 +82,20 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, tensor: CardTensor, n
         raise InputError(f"{name}: {info.filename} unpacks to {info.file_size} bytes, {expected_bytes} are wanted")
     with archive.open(info) as member:
         raw = io.BytesIO(member.read(expected_bytes + _HEADER_BYTES_MAX))
+    with HEADERS:
+        shape, found = _header(raw)
+        if found.hasobject or found.newbyteorder("=") != dtype or shape != tensor.shape:
+            raise InputError(
+                f"{name}: {tensor.name} must be {tensor.dtype}{list(tensor.shape)}, not {found.name}{list(shape)}"
+            )
+        array: Array = np.lib.format.read_array(raw, allow_pickle=False)
+    return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(tensor.shape)
+
+
+def _header(raw: io.BytesIO) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Shape and dtype of a .npy file, which is then at its beginning again."""
     version = np.lib.format.read_magic(raw)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, found = read_header(raw)
-    if found.hasobject or found.newbyteorder("=") != dtype or shape != tensor.shape:
-        raise InputError(
-            f"{name}: {tensor.name} must be {tensor.dtype}{list(tensor.shape)}, not {found.name}{list(shape)}"
-        )
+    shape, _, dtype = read_header(raw)
     raw.seek(0)
-    array: Array = np.lib.format.read_array(raw, allow_pickle=False)
-    return np.ascontiguousarray(array.astype(dtype, copy=False)).reshape(tensor.shape)
+    return shape, dtype

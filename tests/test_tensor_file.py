@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import random
 import struct
+import threading
 import zipfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -103,3 +106,27 @@ def test_no_spoilt_tensor_file_escapes_as_another_error() -> None:
             lines.append(str(error))
     assert lines
     assert not [line for line in lines if "\n" in line]
+
+
+def test_headers_are_read_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy reads them as Python source, which threads of Python 3.11 may not do together: a request was lost by it."""
+    read: Callable[..., object] = np.lib.format.read_array_header_1_0
+    inside, together = threading.Semaphore(1), threading.Event()
+
+    def watched(file: io.BytesIO) -> object:
+        if not inside.acquire(blocking=False):
+            together.set()
+            return read(file)
+        try:
+            # Whoever comes while this one waits is seen.
+            together.wait(0.05)
+            return read(file)
+        finally:
+            inside.release()
+
+    monkeypatch.setattr(np.lib.format, "read_array_header_1_0", watched)
+    data = npz(arr_0=A, arr_1=B)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: vision.read_inputs(data, "in.npz", PAIR), range(4)))
+    assert not together.is_set()
+    assert all(np.array_equal(inputs["b"], B) for inputs in found)

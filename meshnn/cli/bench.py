@@ -20,6 +20,7 @@ from meshnn.cli.reference import Reference, seeded
 from meshnn.client import LocalNode, need
 from meshnn.errors import InputError, MeshError, UsageError
 from meshnn.graph.card import Card
+from meshnn.tensor_file import HEADERS
 
 DEADLINE_S = 30.0
 # Different inputs that requests take turns with.
@@ -174,7 +175,7 @@ def _npz(arrays: Arrays) -> bytes:
 
 def _equal(npz: bytes, expected: Arrays) -> bool:
     """Whether every output has the very bytes it must have."""
-    with np.load(io.BytesIO(npz), allow_pickle=False) as found:
+    with HEADERS, np.load(io.BytesIO(npz), allow_pickle=False) as found:
         return all(
             f"output:{name}" in found and found[f"output:{name}"].tobytes() == array.tobytes()
             for name, array in expected.items()
