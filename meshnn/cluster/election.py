@@ -253,7 +253,9 @@ class Election:
             self._renew(now)
 
     def outbid(self, term: int, now: float) -> None:
-        """Somebody who led in this term left work that outranks ours: lead on in a term above it."""
+        """Somebody who led in this term left work that outranks ours: lead on in a term above it, if it is believed."""
+        if term >= min(self._known_term + TERM_LEAP, TERM_MAX):
+            return
         self._known_term = max(self._known_term, term)
         if self.leading:
             self._renew(now)

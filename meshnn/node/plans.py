@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from meshnn.cluster.election import TERM_MAX
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import NoPlanError, UsageError
 from meshnn.graph.card import Card
@@ -35,6 +36,7 @@ class _Entry:
     outlooks: tuple[Outlook, ...] = ()
     reported: Ready | Refused | None = None
     orphan_until: float | None = None
+    judged: bool = False
 
 
 class PlanBook:
@@ -171,12 +173,6 @@ class PlanBook:
 
     def on_card(self) -> list[Effect]:
         """A card arrived: what waits for it can be counted now, and what was taken on trust is looked at."""
-        for table in (self._prepared, self._active):
-            for model in [model for model, entry in table.items() if self._fault(entry.plans)]:
-                del table[model]
-        wrong = [epoch for epoch, (entry, _) in self._draining.items() if self._fault(entry.plans)]
-        for epoch in wrong:
-            del self._draining[epoch]
         return self._arrange()
 
     def on_activate(self, source: DeviceId, message: Activate, now: float) -> list[Effect]:
@@ -255,9 +251,12 @@ class PlanBook:
 
         One impossible plan in the book would break every later count of what the devices hold.
         """
-        if any(plan.model != plans.main.model for plan in plans.contingencies):
+        main = plans.main
+        if any((plan.model, plan.digest) != (main.model, main.digest) for plan in plans.contingencies):
             return "its contingencies are for another model"
-        card = self._card(plans.main.digest)
+        if main.epoch.term > TERM_MAX:
+            return "its term is beyond belief"
+        card = self._card(main.digest)
         if card is None:
             return ""
         try:
@@ -278,6 +277,7 @@ class PlanBook:
 
     def _arrange(self) -> list[Effect]:
         """Tell the shards what every plan here wants of this device."""
+        gone = self._judge_late()
         wanted: list[Wanted] = []
         for entry in self._prepared.values():
             wanted += self._wishes(entry, Level.PREPARING, Level.SPARE)
@@ -285,7 +285,23 @@ class PlanBook:
             wanted += self._wishes(entry, Level.ACTIVE, Level.SPARE)
         for entry, _ in self._draining.values():
             wanted += self._wishes(entry, Level.DRAINING, Level.DRAINING)
-        return [*self._shards.want(wanted), *self._report()]
+        return [*gone, *self._shards.want(wanted), *self._report()]
+
+    def _judge_late(self) -> list[Effect]:
+        """Drop the plans that came before their model's card, and turn out to mean nothing for it."""
+        faults: dict[str, str] = {}
+        for table in (self._prepared, self._active):
+            for model, entry in list(table.items()):
+                if entry.judged or self._card(entry.plans.main.digest) is None:
+                    continue
+                entry.judged = True
+                if fault := self._fault(entry.plans):
+                    faults[model] = fault
+                    del table[model]
+        for epoch in [epoch for epoch, (entry, _) in self._draining.items() if self._fault(entry.plans)]:
+            del self._draining[epoch]
+        notes = [note("plan_refused", warning=True, model=model, reason=why) for model, why in sorted(faults.items())]
+        return [*notes, PlansChanged()] if notes else []
 
     def _wishes(self, entry: _Entry, main: Level, spare: Level) -> list[Wanted]:
         wishes: list[Wanted] = []

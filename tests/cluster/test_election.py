@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meshnn.cluster.candidacy import ROUND_S
 from meshnn.cluster.effects import LeaderChanged, PersistTerm
+from meshnn.cluster.election import TERM_LEAP, TERM_MAX
 from meshnn.cluster.member import DeviceId
 from meshnn.cluster.messages import (
     Alive,
@@ -409,6 +410,15 @@ def test_a_leader_outbids_a_term_that_another_led_in_too() -> None:
     follower.follow(1, 3)
     follower.note(follower.cluster.outbid(3, follower.now))
     assert follower.sent(PreVote) == []
+
+
+def test_a_term_beyond_belief_is_not_outbid() -> None:
+    """A term that a plan of a stranger claims would leave no higher one for anybody."""
+    stage = _led(1, 2)
+    term = stage.cluster.term
+    for wild in (TERM_MAX, 2**63 - 1, term + TERM_LEAP):
+        stage.note(stage.cluster.outbid(wild, stage.now))
+    assert stage.sent(PreVote) == []
 
 
 def test_a_member_that_promised_a_higher_term_lifts_the_leaders() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from meshnn.cluster.election import TERM_MAX
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.node.effects import Effect, Load, PlansChanged, Send, Unload
 from meshnn.node.plans import DRAIN_S, ORPHAN_S, UNPLANNED_MAX, PlanBook
@@ -294,10 +295,26 @@ def test_a_plan_that_means_nothing_is_refused_with_the_reason() -> None:
     bench.serve(plan_set())
     bench.book.on_activate(B, Activate(wrong, (SECOND,)), 0.0)
     assert bench.book.newest("cat") == FIRST
-    foreign = msgspec.structs.replace(plan(FIRST.without(A), D, C), model="dog")
-    ((_, refused),) = said(bench.book.on_prepare(B, Prepare(PlanSet(plan(SECOND, A, C), (foreign,)), ()), 0.0), Refused)
+    for other in ({"model": "dog"}, {"digest": "9" * 64}):
+        foreign = msgspec.structs.replace(plan(FIRST.without(A), D, C), **other)
+        given = Prepare(PlanSet(plan(SECOND, A, C), (foreign,)), ())
+        ((_, refused),) = said(bench.book.on_prepare(B, given, 0.0), Refused)
+        assert isinstance(refused, Refused)
+        assert "another model" in refused.reason
+    wild = plan(Epoch(TERM_MAX + 1, B, 1), A, C)
+    ((_, refused),) = said(bench.book.on_prepare(B, Prepare(PlanSet(wild), ()), 0.0), Refused)
     assert isinstance(refused, Refused)
-    assert "another model" in refused.reason
+    assert "beyond belief" in refused.reason
+
+
+def test_a_plan_is_looked_at_whoever_brings_its_card() -> None:
+    """Whatever happens first once the card is known looks at what was taken on trust."""
+    bench = Bench(card=False)
+    bench.book.on_activate(B, Activate(_impossible(FIRST), (FIRST,)), 0.0)
+    bench.cards[CAT.digest] = CAT
+    effects = bench.book.on_retire(Retire("cat", SECOND), 0.0)
+    assert bench.book.newest("cat") is None
+    assert any(isinstance(effect, PlansChanged) for effect in effects)
 
 
 def test_what_was_taken_on_trust_is_looked_at_once_the_card_is_here() -> None:
