@@ -34,6 +34,8 @@ class Tap:
         self.sent: list[tuple[DeviceId, Slice, bytes]] = []
         self.expected: Counter[DeviceId] = Counter()
         self.broken: set[DeviceId] = set()
+        self.slow = asyncio.Event()
+        self.slow.set()
         self.port = 0
 
     def connected(self, device_id: DeviceId) -> bool:
@@ -72,9 +74,10 @@ class Tap:
     async def send_tensors(
         self, device_id: DeviceId, meta_message: msgspec.Struct, buffers: Sequence[memoryview]
     ) -> None:
-        """Keep tensors, or break."""
+        """Keep tensors, or break; while the link is slow the last byte does not leave."""
         if device_id in self.broken:
             raise PeerError("the link broke")
+        await self.slow.wait()
         assert isinstance(meta_message, Slice)
         self.sent.append((device_id, meta_message, b"".join(buffers)))
 
@@ -192,6 +195,20 @@ async def test_whole_input_runs_and_goes_on_to_the_next_stage(bench: Bench) -> N
     assert bench.tap.expected[C] == 1
     bench.plane.on_message(C, life(C), Receipt("r1", 1, 2, 0, 1, 0))
     assert bench.tap.expected[C] == 0
+    await until(lambda: bench.plane.in_flight(bench.plan.epoch) == 0)
+
+
+async def test_inputs_are_given_back_while_the_outputs_wait_for_a_slow_link(bench: Bench) -> None:
+    """The shard has run, its output does not leave: the memory of its inputs is free, its place is not."""
+    await bench.serve()
+    bench.tap.slow.clear()
+    assembly = bench.plane._pipeline.assembly
+    bench.bring(D, *bench.slice(bench.fed))
+    assert assembly.held_bytes > 0
+    bench.bring(A, *bench.slice(bench.late, source=-1))
+    await until(lambda: bench.tap.expected[C] == 1)
+    assert (assembly.held_bytes, bench.plane.in_flight(bench.plan.epoch)) == (0, 1)
+    bench.tap.slow.set()
     await until(lambda: bench.plane.in_flight(bench.plan.epoch) == 0)
 
 

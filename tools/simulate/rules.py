@@ -9,6 +9,8 @@ ELECTION = "tests/cluster/test_election.py"
 LEDGER = "tests/node/test_ledger.py"
 ASSEMBLY = "tests/node/test_assembly.py"
 MEMORY = "tests/node/test_assembly_memory.py"
+STAGES = "tests/node/test_stages.py"
+SHIPMENTS = "tests/plan/test_shipments.py"
 PLANS = "tests/node/test_plans.py"
 LEADER = "tests/node/test_leader.py"
 SHARDS = "tests/node/test_shards.py"
@@ -307,6 +309,27 @@ MUTANTS = (
         "if order[self.count] != source:",
         "if order[0] != source and self.value is None:",
         ASSEMBLY,
+    ),
+    Mutant(
+        "a byte goes to a device once",
+        "meshnn/plan/shipments.py",
+        "rest for box in missing for rest in boxes.subtract(box, hole)",
+        "box for box in missing if hole",
+        SHIPMENTS,
+    ),
+    _node(
+        "what travels once counts once",
+        "pipeline",
+        "received_bytes if at == address else 0",
+        "received_bytes",
+        STAGES,
+    ),
+    _node(
+        "inputs that were run are given back before the outputs have left",
+        "pipeline",
+        "self._assembly.spend(key)",
+        "pass",
+        STAGES,
     ),
     _node(
         "input sets with memory stay within the window",
