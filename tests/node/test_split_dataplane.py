@@ -170,6 +170,8 @@ async def test_output_then_input_needs_no_gather(tmp_path: Path) -> None:
         outcome = await answered(found, model, planned(model, parts))
         assert {t.part: t.bytes_in for t in outcome.times if t.stage == 2} == {0: 0, 1: 0}
         assert {t.part: t.bytes_in for t in outcome.times if t.stage == 3} == {0: 2 * 10 * 9 * 12 * 4}
+        # On the air: the input of the output stage to both parts, their addends, and nothing between.
+        assert found.air_bytes() == 2 * 10 * 9 * 16 * 4 + 2 * 10 * 9 * 12 * 4
         (output,) = outcome.outputs
         assert difference(outcome.outputs[output], (await model.whole(model.inputs(1)))[output]) <= 1e-5
 
