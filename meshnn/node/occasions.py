@@ -41,11 +41,12 @@ def look_again(
         return now, False
     free_at = -inf if changed_at is None else changed_at + VOLUNTARY_S
     fresh = {mark_of(member, view.held) for member in usable} - served.considered
-    steady = [since[device, boot] + STABLE_S for device, boot, _, _, last in fresh if not last]
+    due = [(since[device, boot] + STABLE_S, last) for device, boot, _, _, last in fresh]
+    steady = [at for at, last in due if not last]
     gone = {mark[0] for mark in served.considered} - devices or served.severed - view.severed
     renewal = max(steady) if steady else now if gone else inf
     # Nothing is moved for one who is to be used last, but it may be all there is to cover a death.
-    late = [since[device, boot] + STABLE_S for device, boot, _, _, last in fresh if last and served.uncovered]
+    late = [at for at, last in due if last and served.uncovered]
     cover = max(late, default=inf)
     choice = (now if served.kept else renewal) if free_at <= now else (free_at if served.kept else inf)
     covering = cover if free_at <= now else min(renewal, cover)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,3 +165,20 @@ def test_a_view_of_a_corner_does_not_keep_a_neighbours_bytes() -> None:
     second.add(key, ways.target((1, 1), A), shared, 9.0, 0.0)
     assert real_bytes(second) == ways.target((1, 1), A).reserve_bytes
     assert boxes.volume(shared.pieces[0].box) < boxes.volume(whole.pieces[0].box)
+
+
+def test_a_whole_input_that_lies_in_a_larger_payload_is_copied() -> None:
+    """Kept where it came, it would keep the rest of the payload alive, which nobody counts."""
+    card = summing()
+    ways = Ways(outline(card), planned(("none", (), (A,)), ("none", (), (B,)), ("none", (), (C,))), 0, (0, 0, 0))
+    ((key, alone),) = arrivals(ways, A, (1, 0), "r1")
+    payloads = [np.concatenate([piece.array.ravel(), piece.array.ravel()]) for piece in alone.pieces]
+    views = [
+        replace(piece, array=payload[: piece.array.size].reshape(piece.array.shape))
+        for piece, payload in zip(alone.pieces, payloads, strict=True)
+    ]
+    done = Assembly(LIMIT_BYTES).add(key, ways.target((1, 0), A), replace(alone, pieces=tuple(views)), 9.0, 0.0)
+    assert done is not None
+    for piece, payload in zip(alone.pieces, payloads, strict=True):
+        assert np.array_equal(done.tensors[piece.tensor], piece.array)
+        assert not np.shares_memory(done.tensors[piece.tensor], payload)

@@ -232,8 +232,8 @@ MUTANTS = (
     _node(
         "a new device must be steady first",
         "occasions",
-        "since[device, boot] + STABLE_S for",
-        "since[device, boot] for",
+        "(since[device, boot] + STABLE_S, last)",
+        "(since[device, boot], last)",
         LEADER,
     ),
     _node(
