@@ -298,7 +298,8 @@ class PlanBook:
                 if fault := self._fault(entry.plans):
                     faults[model] = fault
                     del table[model]
-        for epoch in [epoch for epoch, (entry, _) in self._draining.items() if self._fault(entry.plans)]:
+        drained = [(epoch, entry) for epoch, (entry, _) in self._draining.items() if not entry.judged]
+        for epoch in [epoch for epoch, entry in drained if self._fault(entry.plans)]:
             del self._draining[epoch]
         notes = [note("plan_refused", warning=True, model=model, reason=why) for model, why in sorted(faults.items())]
         return [*notes, PlansChanged()] if notes else []
