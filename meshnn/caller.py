@@ -28,7 +28,7 @@ import numpy as np
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.config import Config, load
 from meshnn.device import records
-from meshnn.errors import DeadlineError, MeshError, NodeError, NoMeshError, PeerError, from_code
+from meshnn.errors import BusyError, DeadlineError, MeshError, NodeError, NoMeshError, PeerError, from_code
 from meshnn.input_file import check_size, read_file
 from meshnn.net.discovery import Discovery
 from meshnn.net.hello import Hello
@@ -49,6 +49,8 @@ ADDRESSES_MAX = 64
 ANSWER_BYTES_MAX = 256 << 20
 # What a node's own word on a deadline may take to come.
 SLACK_S = 2.0
+# A node that was too busy a moment ago is asked whether it would take a question before its body is sent.
+ASK_FIRST_S = 5.0
 # A node that ends says so, and another one can answer; every other error is an answer.
 _STOPPING = "node_error"
 
@@ -179,6 +181,7 @@ class Mesh:
         self._transport = transport
         self._desk = desk
         self._loop = asyncio.get_running_loop()
+        self._busy_until: dict[DeviceId, float] = {}
 
     @property
     def devices(self) -> tuple[DeviceId, ...]:
@@ -246,7 +249,19 @@ class Mesh:
             raise DeadlineError(f"no node of the mesh was in reach in time; {len(tried)} were asked") from None
 
     async def _ask_node(self, device: DeviceId, ask: RemoteAsk, data: bytes) -> tuple[bytes, bytes]:
-        """One node's answer; PeerError where it goes away. While it is waited for, the node is pinged."""
+        """One node's answer; PeerError where it goes away. One that has too much to do is not sent the body as well."""
+        if self._loop.time() < self._busy_until.get(device, 0.0):
+            line, _ = await self._exchange(device, ask, b"")
+            if isinstance(_error_in(line, device), BusyError):
+                return line, b""
+        line, arrays = await self._exchange(device, ask, data)
+        if isinstance(_error_in(line, device), BusyError):
+            self._busy_until = {one: until for one, until in self._busy_until.items() if one in self.devices}
+            self._busy_until[device] = self._loop.time() + ASK_FIRST_S
+        return line, arrays
+
+    async def _exchange(self, device: DeviceId, ask: RemoteAsk, data: bytes) -> tuple[bytes, bytes]:
+        """A question and its answer; PeerError where the node goes away. While it is waited for, the node is pinged."""
         answer: asyncio.Future[tuple[bytes, bytes]] = self._loop.create_future()
         self._desk.waiting[ask.ask] = _Waiting(device, answer)
         self._transport.expecting(device, 1)

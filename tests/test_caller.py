@@ -187,6 +187,28 @@ async def test_every_other_error_is_an_answer(tmp_path: Path, start: Start, code
         assert (len(first.asks), len(second.asks)) == (1, 0)
 
 
+async def test_a_busy_node_is_asked_first_before_it_is_sent_another_body(tmp_path: Path, start: Start) -> None:
+    """After a refusal a question goes without its body; the body follows where the node would take it."""
+    bodies: list[bytes] = []
+    busy = True
+
+    async def crowded(node: Scripted, caller: DeviceId, ask: RemoteAsk, data: bytes) -> None:
+        bodies.append(data)
+        if busy:
+            await node.say(caller, ask, {"ok": False, "error": {"code": "busy_error", "message": "so it is"}})
+        else:
+            await node.say(caller, ask, {"ok": True, "asked": data.decode()})
+
+    node = await start(crowded)
+    async with reach(tmp_path, node) as mesh:
+        for _ in range(2):
+            with pytest.raises(BusyError, match="so it is"):
+                await mesh.ask(b"photo")
+        busy = False
+        assert (await mesh.ask(b"photo")).report["asked"] == "photo"
+        assert bodies == [b"photo", b"", b"", b"photo"]
+
+
 async def test_nonsense_is_an_error(tmp_path: Path, start: Start) -> None:
     """An answer that is no answer is told in one line."""
 

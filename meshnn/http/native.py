@@ -73,13 +73,15 @@ class Native:
 
     async def ask(self, request: web.Request) -> web.Response:
         """Answer the body, a photo or npz; with `tensors=1` the raw tensors follow the JSON as an npz."""
+        deadline_s = number(request, "deadline", 30.0, 0.001, DEADLINE_MAX_S)
+        self._node.service.refuse_overload(deadline_s)
         data = await _body(request)
         answer = await self._node.service.ask(
             data,
             request.query.get("source", "input"),
             model=request.query.get("model") or None,
             top=int(number(request, "top", 5, 1, 100_000)),
-            deadline_s=number(request, "deadline", 30.0, 0.001, DEADLINE_MAX_S),
+            deadline_s=deadline_s,
         )
         line = msgspec.json.encode(answer.report)
         arrays = await asyncio.to_thread(npz_of, answer) if flag(request, "tensors") else b""

@@ -89,6 +89,17 @@ class Service:
     @asynccontextmanager
     async def _counted(self, deadline_s: float) -> AsyncIterator[None]:
         """A request is under way inside; BusyError at once where it could not be answered within its deadline."""
+        self.refuse_overload(deadline_s)
+        self._pace.begin()
+        answered = False
+        try:
+            yield
+            answered = True
+        finally:
+            self._pace.end(answered, self._clock())
+
+    def refuse_overload(self, deadline_s: float) -> None:
+        """Raise BusyError where one more request could not be answered within its deadline: before its body is read."""
         if self._pace.open >= WAITING_MAX:
             raise BusyError(f"{WAITING_MAX} requests are waiting on this device already; try again later")
         wait_s = self._pace.wait_s(self._clock())
@@ -97,13 +108,6 @@ class Service:
                 f"{self._pace.open} requests wait on this device, some {wait_s:.1f} s of work, and this one has "
                 f"{deadline_s:.1f} s; try again later"
             )
-        self._pace.begin()
-        answered = False
-        try:
-            yield
-            answered = True
-        finally:
-            self._pace.end(answered, self._clock())
 
     async def _once_known(
         self, data: bytes, source: str, model: str | None, until: float

@@ -1,4 +1,8 @@
-"""Callers that are no members: they ask over the peer protocol and get one answer each."""
+"""Callers that are no members: they ask over the peer protocol and get one answer each.
+
+What cannot be answered in time is refused before its payload is read. A question without a payload asks just that: a
+caller that was refused a moment ago sends it first, so that a mesh with too much to do need not read bodies as well.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from meshnn.telemetry import logger
 ASKS_MAX = 1024
 # What the questions under way may take together; one alone may take more.
 ASK_BYTES_MAX = 256_000_000
-REFUSALS_MAX = 64
+TELLINGS_MAX = 1024
 ANSWER_BYTES_MAX = 250_000_000
 DEADLINE_MAX_S = 600.0
 SEND_S = 30.0
@@ -40,7 +44,7 @@ class Visitors:
         self._spawn = spawn
         self._asks = 0
         self._ask_bytes = 0
-        self._refusals = 0
+        self._tellings = 0
         self._answering: dict[DeviceId, set[asyncio.Task[object]]] = {}
 
     def admit(self, source: DeviceId, ask: RemoteAsk, payload_bytes: int) -> bool:
@@ -51,10 +55,18 @@ class Visitors:
         if self._asks >= ASKS_MAX or (self._asks and self._ask_bytes + payload_bytes > ASK_BYTES_MAX):
             self._refuse(source, ask, BusyError(f"{self._asks} callers are being answered already; try again later"))
             return False
+        try:
+            self._service.refuse_overload(min(ask.deadline_ms / 1000, DEADLINE_MAX_S))
+        except BusyError as error:
+            self._refuse(source, ask, error)
+            return False
         return True
 
     def on_ask(self, source: DeviceId, ask: RemoteAsk, payload: memoryview) -> None:
-        """A question that was admitted."""
+        """A question that was admitted; one that only asks whether it would be hears so."""
+        if not payload:
+            self._tell(source, ask, {"input": ask.source, "ok": True})
+            return
         self._asks += 1
         self._ask_bytes += len(payload)
         self._spawn(self._answer(source, ask, bytes(payload)), "visitor")
@@ -65,15 +77,19 @@ class Visitors:
             task.cancel()
 
     def _refuse(self, source: DeviceId, ask: RemoteAsk, error: MeshError) -> None:
-        if self._refusals < REFUSALS_MAX:
-            self._refusals += 1
-            self._spawn(self._refused(source, ask, error), "visitor refused")
+        self._tell(source, ask, failure_report(ask.source, error))
 
-    async def _refused(self, source: DeviceId, ask: RemoteAsk, error: MeshError) -> None:
+    def _tell(self, source: DeviceId, ask: RemoteAsk, report: dict[str, object]) -> None:
+        """Answer at once, as far as the bound allows; the caller's deadline ends what is beyond it."""
+        if self._tellings < TELLINGS_MAX:
+            self._tellings += 1
+            self._spawn(self._told(source, ask, report), "visitor told")
+
+    async def _told(self, source: DeviceId, ask: RemoteAsk, report: dict[str, object]) -> None:
         try:
-            await self._send(source, ask, msgspec.json.encode(failure_report(ask.source, error)), b"")
+            await self._send(source, ask, msgspec.json.encode(report), b"")
         finally:
-            self._refusals -= 1
+            self._tellings -= 1
 
     async def _answer(self, source: DeviceId, ask: RemoteAsk, data: bytes) -> None:
         task = asyncio.current_task()

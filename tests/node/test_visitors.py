@@ -13,6 +13,7 @@ import pytest
 
 from meshnn.cluster.member import Address as MemberAddress
 from meshnn.cluster.member import BootId, DeviceId
+from meshnn.errors import BusyError
 from meshnn.net.hello import Hello
 from meshnn.net.memory import MemoryTransport
 from meshnn.net.transport import Address, Limits
@@ -123,7 +124,6 @@ async def test_a_caller_hears_what_was_wrong(tmp_path: Path, stock: Path) -> Non
     wrong: list[tuple[dict[str, object], bytes, str]] = [
         ({"model": "nothing"}, photo, "unknown_model_error"),
         ({}, b"no photo", "input_error"),
-        ({}, b"", "input_error"),
         ({"deadline_ms": 0}, photo, "deadline_error"),
         ({"deadline_ms": -5}, photo, "deadline_error"),
     ]
@@ -168,6 +168,29 @@ async def test_too_many_callers_hear_so_at_once(tmp_path: Path, stock: Path, mon
         await caller.ask(device, "three", PHOTO.read_bytes())
         assert (await caller.answer("three"))["error"]["code"] == "busy_error"
         assert set(caller.answers) == {"three"}
+
+
+async def test_what_is_too_much_is_refused_before_its_body_is_read(
+    tmp_path: Path, stock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An empty question hears whether a whole one would be taken; no body of a refused one comes to be answered."""
+    async with visited(tmp_path, stock) as (device, caller):
+        asked: list[bytes] = []
+
+        def crowded(deadline_s: float) -> None:
+            raise BusyError(f"no question of {deadline_s:.0f} s; try again later")
+
+        async def note(source: str, ask: RemoteAsk, data: bytes) -> None:
+            asked.append(data)
+
+        await caller.ask(device, "whether", b"")
+        assert (await caller.answer("whether")) == {"input": "whether", "ok": True}
+        monkeypatch.setattr(device.node.visitors, "_answer", note)
+        monkeypatch.setattr(device.node.service, "refuse_overload", crowded)
+        for name, body in (("empty", b""), ("whole", PHOTO.read_bytes())):
+            await caller.ask(device, name, body)
+            assert (await caller.answer(name))["error"]["message"] == "no question of 80 s; try again later"
+        assert asked == []
 
 
 async def test_a_caller_that_goes_takes_its_questions_with_it(tmp_path: Path, stock: Path) -> None:
