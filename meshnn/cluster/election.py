@@ -108,7 +108,7 @@ class Election:
         if round_ is not None and round_.stage == "asking" and not set(round_.asked) <= set(self._view):
             # The dead will not answer, and a majority of the rest is smaller.
             self._candidacy, self._campaign_at = None, now
-        joined = [device for device in self._view if device not in before]
+        joined = sorted(set(self._view).difference(before))
         if joined and self.leading:
             for device in joined[:DIRECT_BEATS_MAX]:
                 self._acked_at[device] = now

@@ -32,7 +32,7 @@ from meshnn.node.shards import Shards
 from meshnn.node.thrift import Memory, Thrift
 from meshnn.node.view import View, slowed
 from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Prepare, Ready, Refused, Retire, Unplanned
-from meshnn.plan.plan import PlanSet, Recipe
+from meshnn.plan.plan import Epoch, PlanSet, Recipe
 
 T = TypeVar("T")
 # Messages a node may send itself within one event before it must be a loop in our logic.
@@ -232,6 +232,10 @@ class Core:
             return self._settle(self.catalogue.on_held(digest), now)
         effects: list[Effect] = [] if asker is None else [Send(asker, CopyFailed(digest, reason))]
         return self._settle(effects, now)
+
+    def on_asked(self, model: str, epoch: Epoch, now: float) -> list[Effect]:
+        """A request came for a shard of this plan that is not loaded here."""
+        return self._settle(self.book.on_asked(model, epoch, now), now)
 
     def on_card_fetched(self, digest: str, card: Card | None, now: float) -> list[Effect]:
         """A card has arrived, or (None) has not."""

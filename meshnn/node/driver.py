@@ -43,6 +43,7 @@ from meshnn.node.switchboard import Switchboard
 from meshnn.node.thrift import Memory
 from meshnn.node.transfer import Transfers
 from meshnn.node.visitors import Visitors
+from meshnn.plan.plan import Epoch
 from meshnn.telemetry import logger
 
 EVENTS_MAX = 100_000
@@ -117,7 +118,9 @@ class Node:
         cluster = Cluster(me, (), past.term, past.voted_for, random.Random(secrets.randbits(64)), self._now())
         shards = Shards(self._config.memory_bytes, lambda recipe: self.store.path("shard", recipe.key) is not None)
         self.core = Core(cluster, Catalogue(self.me, past.records, held), shards, self.me, self.boot)
-        self.plane = DataPlane(self.me, self.boot, self.transport, self.engine, Serving(self.core), self._now)
+        self.plane = DataPlane(
+            self.me, self.boot, self.transport, self.engine, Serving(self.core, self._asked), self._now
+        )
         self.library = Library(self.me, self.store, self.core.catalogue.card, self._fetch)
         self.transfers = Transfers(self.transport, self.store, self.spawn, self.library.obtain)
         whole = Whole(self.me, self.boot, self.engine)
@@ -206,6 +209,10 @@ class Node:
         """The served plans are other ones."""
         self.plane.on_plans_changed()
         self.notify()
+
+    def _asked(self, model: str, epoch: Epoch) -> None:
+        """A request came for a shard that is not loaded here."""
+        self.post(partial(self.core.on_asked, model, epoch))
 
     def change_key(self, address: tuple[str, int]) -> None:
         """Another running device has this one's key, and had it first: this life ends, the next one has another key."""

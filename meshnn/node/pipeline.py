@@ -163,6 +163,7 @@ class Pipeline:
         recipe = ways.recipe(stage, part)
         handle = self._served.handle(recipe)
         if handle is None:
+            self._served.on_asked(passage.model, passage.epoch)
             raise StaleEpochError(f"the shard of plan {passage.epoch} is not loaded here")
         return Site(ways, recipe, handle, ways.target((stage, part), passage.origin))
 

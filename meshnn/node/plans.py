@@ -22,6 +22,8 @@ DRAIN_S = 5.0
 ORPHAN_S = 15.0
 # Models of which "no plan" is remembered; the oldest word goes first.
 UNPLANNED_MAX = 256
+# How long a contingency that a request asked for stays as needed as that, in seconds; a death is official by then.
+PRESSING_S = 10.0
 # The time that loading takes is told in steps of so many milliseconds.
 LACK_STEP_MS = 50
 
@@ -37,6 +39,12 @@ class _Entry:
     reported: Ready | Refused | None = None
     orphan_until: float | None = None
     judged: bool = False
+    pressing: dict[Epoch, float] = field(default_factory=dict)
+
+    def on_disk(self) -> list[Plan]:
+        """The contingencies that are on the disks of their devices without being loaded, as the leader said last."""
+        lacking = (self.plans.without(row.device) for row in self.outlooks if row.state == "on disk")
+        return [plan for plan in lacking if plan is not None]
 
 
 class PlanBook:
@@ -57,9 +65,8 @@ class PlanBook:
     @property
     def deadline(self) -> float | None:
         """When the next replaced or orphaned plan is dropped, in the caller's clock."""
-        if not self._draining and not self._prepared:
-            return None
         times = [until for _, until in self._draining.values()]
+        times += [until for entry in self._active.values() for until in entry.pressing.values()]
         times += [entry.orphan_until for entry in self._prepared.values() if entry.orphan_until is not None]
         return min(times, default=None)
 
@@ -101,11 +108,15 @@ class PlanBook:
         return None if entry is None else entry.plans.main.epoch
 
     def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
-        """The plan to use without the devices in `avoid`: the active one, else a loaded contingency."""
+        """The plan to use without the devices in `avoid`: the active one, else a loaded contingency.
+
+        Else one whose files are where they are needed: that it is asked for has its devices load it (`on_asked`).
+        """
         entry = self._active.get(model)
         if entry is None:
             return None
-        usable = [entry.plans.main, *(plan for plan in entry.plans.contingencies if plan.epoch in entry.ready)]
+        loaded = [plan for plan in entry.plans.contingencies if plan.epoch in entry.ready]
+        usable = [entry.plans.main, *loaded, *entry.on_disk()]
         return next((plan for plan in usable if avoid.isdisjoint(plan.devices())), None)
 
     def unplanned(self, model: str) -> Unplanned | None:
@@ -234,8 +245,21 @@ class PlanBook:
         """A shard was fetched, loaded or refused: tell the leader what that means."""
         return [PlansChanged(), *self._report()]
 
+    def on_asked(self, model: str, epoch: Epoch, now: float) -> list[Effect]:
+        """A request came for a contingency that is not loaded here: its origin saw the death before anybody else.
+
+        Memory may have been taken for a plan in the making a moment ago; that one counts on a device that is gone.
+        """
+        entry = self._active.get(model)
+        if entry is None or all(plan.epoch != epoch for plan in entry.plans.contingencies):
+            return []
+        known = epoch in entry.pressing
+        entry.pressing[epoch] = now + PRESSING_S
+        return [] if known else self._arrange()
+
     def on_deadline(self, now: float) -> list[Effect]:
-        """Drop what has drained long enough, and what nobody activated."""
+        """Drop what has drained long enough, and what nobody activated; what was pressing once is so no more."""
+        lapsed = self._lapse(now)
         over = [epoch for epoch, (_, until) in self._draining.items() if until <= now]
         for epoch in over:
             del self._draining[epoch]
@@ -244,7 +268,18 @@ class PlanBook:
         ]
         for model in late:
             del self._prepared[model]
-        return [PlansChanged(), *self._arrange()] if over or late else []
+        if over or late:
+            return [PlansChanged(), *self._arrange()]
+        return self._arrange() if lapsed else []
+
+    def _lapse(self, now: float) -> bool:
+        """Forget what was asked for long ago; whether there was such."""
+        lapsed = False
+        for entry in self._active.values():
+            for epoch in [epoch for epoch, until in entry.pressing.items() if until <= now]:
+                del entry.pressing[epoch]
+                lapsed = True
+        return lapsed
 
     def _fault(self, plans: PlanSet) -> str:
         """Why a plan set means nothing for its model, "" where it may; without a card that cannot be told yet.
@@ -280,11 +315,12 @@ class PlanBook:
         gone = self._judge_late()
         wanted: list[Wanted] = []
         for entry in self._prepared.values():
-            wanted += self._wishes(entry, Level.PREPARING, Level.SPARE)
+            wanted += self._wishes(entry, Level.PREPARING, Level.IDLE)
         for entry in self._active.values():
             wanted += self._wishes(entry, Level.ACTIVE, Level.SPARE)
         for entry, _ in self._draining.values():
-            wanted += self._wishes(entry, Level.DRAINING, Level.DRAINING)
+            left = self._wishes(entry, Level.DRAINING, Level.IDLE)
+            wanted += [wish for wish in left if self._shards.handle(wish.fetch.recipe) is not None]
         return [*gone, *self._shards.want(wanted), *self._report()]
 
     def _judge_late(self) -> list[Effect]:
@@ -310,10 +346,10 @@ class PlanBook:
             card = self._card(plan.digest)
             if card is None:
                 continue
-            level = spare if plan.epoch.absent else main
+            level, asked = spare if plan.epoch.absent else main, plan.epoch in entry.pressing
             costs = shard_memory(card, plan, self._me)
             mine = [recipe for recipe in plan.recipes_of(self._me) if recipe in entry.files]
-            wishes += [Wanted(entry.files[recipe], level, costs[recipe], plan.model, rank) for recipe in mine]
+            wishes += [Wanted(entry.files[recipe], level, costs[recipe], plan.model, rank, asked) for recipe in mine]
         return wishes
 
     def _report(self) -> list[Effect]:

@@ -21,8 +21,11 @@ class Served(Protocol):
     def handle(self, recipe: Recipe) -> int | None:
         """The engine's handle of a loaded shard; None while it is not loaded."""
 
+    def on_asked(self, model: str, epoch: Epoch) -> None:
+        """A request came for a shard of this plan that is not loaded here."""
+
     def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
-        """The active plan if it needs none of `avoid`, else a loaded contingency that needs none, else None."""
+        """The active plan if it needs none of `avoid`, else a contingency, loaded or on disk, that needs none."""
 
     def newest(self, model: str) -> Epoch | None:
         """The newest epoch known for a model."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from meshnn.cluster.member import DeviceId
 from meshnn.graph.card import Card
 from meshnn.node.core import Core
@@ -18,9 +20,10 @@ PREDICTED_MAX = 64
 class Serving:
     """`node.served.Served`, answered from the core."""
 
-    def __init__(self, core: Core) -> None:
-        """The core whose plans are served."""
+    def __init__(self, core: Core, ask: Callable[[str, Epoch], None]) -> None:
+        """The core whose plans are served; `ask` tells it of requests for what is not loaded here."""
         self._core = core
+        self._ask = ask
         self._predicted: dict[Epoch, float] = {}
 
     def plan(self, model: str, epoch: Epoch) -> Plan | None:
@@ -34,6 +37,10 @@ class Serving:
     def handle(self, recipe: Recipe) -> int | None:
         """The engine's handle of a loaded shard."""
         return self._core.shards.handle(recipe)
+
+    def on_asked(self, model: str, epoch: Epoch) -> None:
+        """A request came for a shard of this plan that is not loaded here."""
+        self._ask(model, epoch)
 
     def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
         """The plan to use without the devices in `avoid`; the cards of its model must be here too."""

@@ -22,17 +22,19 @@ FETCHING, LOADING = (11_000, 1.0), (500_000, 1.0)
 class Level(enum.IntEnum):
     """How much a shard is needed: one of a higher number gives way to one of a lower.
 
-    A spare one waits for what drains, in which requests are still under way. Among spare ones the `rank` decides.
+    A spare one waits for what drains, in which requests are still under way; a contingency of a plan that does not
+    serve yet, or no longer, is an idle one. Among equals the `rank` decides.
     """
 
     PREPARING = 0
     ACTIVE = 1
     DRAINING = 2
     SPARE = 3
+    IDLE = 4
 
 
 # What gives way to any model's wish; the planner counts on the rest.
-_PASSING = frozenset({Level.DRAINING, Level.SPARE})
+_PASSING = frozenset({Level.DRAINING, Level.SPARE, Level.IDLE})
 
 
 class State(enum.Enum):
@@ -53,7 +55,8 @@ _IN_MEMORY = (State.LOADING, State.LOADED)
 class Wanted:
     """A shard that a model's plan gives this device: its file, how much it is needed, what it costs in memory.
 
-    `rank` is the place of its contingency among those of the plan, the most valuable first.
+    `rank` is the place of its contingency among those of the plan, the most valuable first. Requests wait for one that
+    is `pressing`: it does not stand back for a plan in the making or for what drains, which can both be done again.
     """
 
     fetch: Fetch
@@ -61,6 +64,7 @@ class Wanted:
     cost_bytes: int
     model: str = ""
     rank: int = 0
+    pressing: bool = False
 
     @property
     def need(self) -> tuple[Level, int]:
@@ -151,7 +155,8 @@ class Shards:
             old = fresh.get(wish.fetch.recipe)
             cost = wish.cost_bytes if old is None else max(old.cost_bytes, wish.cost_bytes)
             kept = wish if old is None or wish.need < old.need else old
-            fresh[wish.fetch.recipe] = replace(kept, cost_bytes=cost)
+            pressing = wish.pressing or (old is not None and old.pressing)
+            fresh[wish.fetch.recipe] = replace(kept, cost_bytes=cost, pressing=pressing)
         dropped = [self._unload(recipe) for recipe in self.loaded() if recipe not in fresh]
         self._wanted = fresh
         for recipe in [recipe for recipe, row in self._rows.items() if recipe not in fresh and _resting(row)]:
@@ -238,7 +243,9 @@ class Shards:
     def _step(self) -> list[Effect]:
         """Start what can start now: fetches in order of need, one load at a time."""
         effects: list[Effect] = []
-        order = sorted(self._wanted.values(), key=lambda wish: (wish.need, wish.cost_bytes, wish.fetch.recipe))
+        order = sorted(
+            self._wanted.values(), key=lambda wish: (not wish.pressing, wish.need, wish.cost_bytes, wish.fetch.recipe)
+        )
         for wish in order:
             if self.state(wish.fetch.recipe) is State.ABSENT:
                 effects += self._obtain(wish)
@@ -259,11 +266,12 @@ class Shards:
     def _load_next(self, order: list[Wanted]) -> list[Effect]:
         for wish in order:
             recipe = wish.fetch.recipe
-            if wish.level is Level.DRAINING or self.state(recipe) is not State.DISK:
+            over = wish.level is Level.DRAINING and not wish.pressing
+            if over or self.state(recipe) is not State.DISK:
                 continue
             room = self._make_room(wish)
             if room is None:
-                if wish.level is Level.PREPARING:
+                if wish.level is Level.PREPARING and not self._pressed:
                     self._rows[recipe] = _Row(State.FAILED, reason=self._shortage(wish))
                 continue
             self._rows[recipe] = _Row(State.LOADING, cost_bytes=wish.cost_bytes)
@@ -275,6 +283,8 @@ class Shards:
         missing = self.used_bytes + wish.cost_bytes - self._budget_bytes
         if missing <= 0:
             return []
+        if self._pressed and not wish.pressing:
+            return None
         chosen: list[Recipe] = []
         for recipe in self._dispensable(r for r in self.loaded() if self._gives_way(self._wanted[r], wish)):
             if missing <= 0:
@@ -285,17 +295,26 @@ class Shards:
             return None
         return [self._unload(recipe) for recipe in chosen]
 
+    @property
+    def _pressed(self) -> bool:
+        """Whether requests wait for shards here, or did a moment ago: nothing else makes room for itself then."""
+        return any(wish.pressing for wish in self._wanted.values())
+
     def _dispensable(self, recipes: Iterable[Recipe]) -> list[Recipe]:
         """Loaded shards in the order in which they may go: the least needed first, of equals the dearest."""
 
-        def key(recipe: Recipe) -> tuple[int, int, int, Recipe]:
+        def key(recipe: Recipe) -> tuple[bool, int, int, int, Recipe]:
             level, rank = self._wanted[recipe].need
-            return (-level, -rank, -self._rows[recipe].cost_bytes, recipe)
+            return (self._wanted[recipe].pressing, -level, -rank, -self._rows[recipe].cost_bytes, recipe)
 
         return sorted(recipes, key=key)
 
     def _gives_way(self, held: Wanted, wish: Wanted) -> bool:
         """Whether a loaded shard may go for a wish; what serves another model stays, since the planner counts on it."""
+        if held.pressing:
+            return False
+        if wish.pressing and (held.level is Level.DRAINING or _in_the_making(held, wish.model)):
+            return True
         return held.need > wish.need and (held.level in _PASSING or held.model == wish.model)
 
     def _unload(self, recipe: Recipe) -> Effect:
@@ -312,6 +331,11 @@ def _file(fetch: Fetch) -> FetchFile:
     """How to get a shard's file."""
     recipe = fetch.recipe
     return FetchFile("shard", recipe.key, fetch.size_bytes, fetch.sha256, fetch.holders, recipe, fetch.golden)
+
+
+def _in_the_making(held: Wanted, model: str) -> bool:
+    """Whether a shard is of a plan of the model that does not serve yet."""
+    return held.level is Level.PREPARING and held.model == model
 
 
 def _resting(row: _Row) -> bool:

@@ -235,7 +235,9 @@ class Cores:
 
     def choose(self, letter: str, name: str, avoid: Iterable[str] = ()) -> Plan | None:
         """The plan a device would use now."""
-        return Serving(self.core(letter)).choose(name, frozenset(device_id(other) for other in avoid))
+        return Serving(self.core(letter), lambda model, epoch: None).choose(
+            name, frozenset(device_id(other) for other in avoid)
+        )
 
     def is_loaded(self, plan: Plan) -> bool:
         """Whether every shard of a plan is really loaded where it should be, in the life the plan names."""

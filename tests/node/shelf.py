@@ -57,6 +57,7 @@ class Shelf:
         self.cards: dict[str, Card] = {}
         self.handles: dict[Recipe, int] = {}
         self.predicted = predicted_s
+        self.asked: list[tuple[str, Epoch]] = []
 
     def plan(self, model: str, epoch: Epoch) -> Plan | None:
         """An active plan, a contingency, or one of the others (prepared, draining)."""
@@ -71,6 +72,10 @@ class Shelf:
     def handle(self, recipe: Recipe) -> int | None:
         """A handle put here."""
         return self.handles.get(recipe)
+
+    def on_asked(self, model: str, epoch: Epoch) -> None:
+        """Remembered."""
+        self.asked.append((model, epoch))
 
     def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
         """The first of the active plan set that needs none of `avoid`."""

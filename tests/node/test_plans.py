@@ -7,9 +7,9 @@ import msgspec
 from meshnn.cluster.election import TERM_MAX
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.node.effects import Effect, Load, PlansChanged, Send, Unload
-from meshnn.node.plans import DRAIN_S, ORPHAN_S, UNPLANNED_MAX, PlanBook
+from meshnn.node.plans import DRAIN_S, ORPHAN_S, PRESSING_S, UNPLANNED_MAX, PlanBook
 from meshnn.node.shards import Shards
-from meshnn.plan.messages import Activate, Fetch, Prepare, Ready, Refused, Retire, Unplanned
+from meshnn.plan.messages import Activate, Fetch, Outlook, Prepare, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import Epoch, Group, Lane, Plan, PlanSet, Recipe, Shard, Stage
 from tests.node.cores import device_id, model
 
@@ -98,6 +98,41 @@ def test_a_loaded_contingency_covers_a_death_at_once() -> None:
     assert bench.book.choose("cat", frozenset({C})) == plans.without(C)
     assert bench.book.choose("cat", frozenset({A})) is None
     assert bench.book.choose("cat", frozenset({C, D})) is None
+
+
+def test_a_contingency_on_disk_is_the_last_resort() -> None:
+    """One that the leader called on disk is chosen where none is loaded: asking for it has it loaded."""
+    bench, plans = Bench(), plan_set()
+    bench.serve(plans)
+    outlooks = (Outlook(A, "fetch", 10, 2200), Outlook(C, "on disk", 0, 2200))
+    bench.book.on_activate(B, Activate(plans, (FIRST,), outlooks), 0.0)
+    assert bench.book.choose("cat", frozenset()) == plans.main
+    assert bench.book.choose("cat", frozenset({C})) == plans.without(C)
+    assert bench.book.choose("cat", frozenset({A})) is None
+    bench.book.on_activate(B, Activate(plans, (FIRST, FIRST.without(C)), ()), 0.0)
+    assert bench.book.choose("cat", frozenset({C})) == plans.without(C)
+
+
+def test_a_contingency_that_is_asked_for_takes_its_place_back_from_a_plan_in_the_making() -> None:
+    """A request for it says that its death has come; some time later it is one of many again."""
+    room, plans = Bench(), plan_set()
+    room.serve(plans)
+    budget, spare = room.shards.used_bytes, plans.contingencies[1].recipes_of(A)[0]
+    bench = Bench(budget)
+    bench.serve(plans)
+    assert bench.shards.handle(spare) is not None
+    whole = PlanSet(Plan(SECOND, "cat", CAT.digest, (Lane((Stage(0, 7, (Group((Shard(A, BOOT),)),)),)),)))
+    bench.load(bench.book.on_prepare(C, prepare(whole), 1.0))
+    assert bench.shards.handle(spare) is None
+    bench.load(bench.book.on_asked("cat", FIRST.without(C), 2.0))
+    assert bench.shards.handle(spare) is not None
+    assert bench.book.on_asked("cat", FIRST.without(C), 3.0) == []
+    assert bench.book.deadline == 3.0 + PRESSING_S
+    assert bench.book.on_deadline(2.9 + PRESSING_S) == []
+    bench.load(bench.book.on_deadline(3.0 + PRESSING_S))
+    assert bench.shards.handle(spare) is None
+    assert bench.book.on_asked("cat", FIRST, 20.0) == []
+    assert bench.book.on_asked("dog", FIRST.without(C), 20.0) == []
 
 
 def test_an_older_plan_is_refused_with_the_newest_known() -> None:

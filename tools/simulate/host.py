@@ -18,6 +18,7 @@ from meshnn.node.request import Answer, Fail
 from meshnn.node.shards import Shards
 from meshnn.node.slices import Passage
 from meshnn.plan.messages import Failed
+from meshnn.plan.plan import Epoch
 from tools.simulate.disk import Disk
 from tools.simulate.mind import Bare, Mind
 from tools.simulate.network import Network, Station
@@ -226,6 +227,10 @@ class Host:
                 self._inbox.append(event)
             return
         self.take(event)
+
+    def asked(self, model: str, epoch: Epoch) -> None:
+        """A request came for a shard that is not loaded here."""
+        self.soon(0.0, lambda mind, now: self.core.on_asked(model, epoch, now))
 
     def soon(self, delay_s: float, event: Event) -> None:
         """An event of this very life, in `delay_s` seconds."""

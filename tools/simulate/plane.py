@@ -66,7 +66,7 @@ class Plane:
 
     def __init__(self, host: Host, core: Core) -> None:
         """A data plane without requests."""
-        self.serving = Serving(core)
+        self.serving = Serving(core, host.asked)
         self.ledger = Ledger(host.id, host.boot_id, self.serving)
         self.assembly = Assembly(ASSEMBLY_BYTES)
         self.results = Assembly(ASSEMBLY_BYTES)
@@ -331,6 +331,7 @@ class Plane:
             raise StaleEpochError("an earlier life of this device is meant")
         recipe = ways.recipe(stage, part)
         if self.serving.handle(recipe) is None:
+            self.serving.on_asked(passage.model, passage.epoch)
             raise StaleEpochError("the shard is not loaded here")
         return Site(ways, recipe, ways.target((stage, part), passage.origin))
 

@@ -211,8 +211,20 @@ MUTANTS = (
         "pass",
         PLANS,
     ),
+    _node("a contingency serves when it is loaded", "plans", "if plan.epoch in entry.ready]", "if plan.epoch]", PLANS),
     _node(
-        "a contingency serves when it is loaded", "plans", "if plan.epoch in entry.ready)]", "if plan.epoch)]", PLANS
+        "what a request waits for goes before a plan in the making",
+        "shards",
+        "if wish.pressing and (held.level",
+        "if not wish and (held.level",
+        SHARDS,
+    ),
+    _node(
+        "a plan in the making waits for requests' room",
+        "shards",
+        "if wish.level is Level.PREPARING and not self._pressed:",
+        "if wish.level is Level.PREPARING:",
+        SHARDS,
     ),
     _node("a plan serves when all have loaded it", "leader", "if not job.complete():", "if job.plans is None:", LEADER),
     _node(
