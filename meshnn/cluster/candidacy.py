@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from meshnn.cluster.member import DeviceId, Member
@@ -61,6 +62,17 @@ class Candidacy:
 def candidacy(stage: Stage, term: int, asked: tuple[DeviceId, ...], trusted: int, now: float) -> Candidacy:
     """A fresh round in a view of `trusted` members, the candidate included, beside those that many suspect."""
     return Candidacy(stage, term, asked, trusted // 2, now, now + ROUND_S, now + RESEND_S)
+
+
+def turn_s(me: DeviceId, rows: Sequence[Member], ages_s: Mapping[DeviceId, float]) -> float:
+    """How long a member lets the fitter ones of its view go first, seconds; who is not in it waits as the eighth.
+
+    In large views the many after the first few must hear of a winner, which takes gossip some seconds, before they ask
+    everybody themselves: a thousand candidates would send a million questions.
+    """
+    order = sorted(rows, key=lambda row: fitness(row, ages_s[row.device_id]))
+    rank = next((place for place, row in enumerate(order) if row.device_id == me), RANK_MAX)
+    return RANK_S * (min(rank, RANK_MAX) + math.log2(1 + max(0, rank - RANK_MAX)))
 
 
 def fitness(member: Member, age_s: float) -> tuple[bool, bool, int, str]:

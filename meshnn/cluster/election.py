@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
-from meshnn.cluster.candidacy import RANK_MAX, RANK_S, RESEND_S, STORING_S, Candidacy, Stage, candidacy, fitness, merit
+from meshnn.cluster.candidacy import RANK_S, RESEND_S, STORING_S, Candidacy, Stage, candidacy, merit, turn_s
 from meshnn.cluster.effects import LeaderChanged, PersistTerm
+from meshnn.cluster.following import QUORUM_S, Following
 from meshnn.cluster.judging import Judge
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.cluster.messages import Beat, Lead, LeadAck, Message, PreVote, PreVoteReply, Vote, VoteReply, Yield
@@ -15,7 +16,6 @@ from meshnn.cluster.timing import DIRECT_BEATS_MAX
 
 LEASE_S = 6.0
 BEAT_S = 1.0
-QUORUM_S = LEASE_S / 2
 FIRST_S = 1.0
 HOPEFUL_S = 2.5
 """How long after its start a device that knows addresses waits to be met before it leads itself."""
@@ -55,6 +55,7 @@ class Election:
         self._started_at = now
         self._lease_until = now
         self._campaign_at: float | None = None
+        self._in_turn = False
         self._candidacy: Candidacy | None = None
         self._owed: tuple[DeviceId, int] | None = None
         self._forgetful = False  # the disk refuses: no promise would outlive this process
@@ -62,9 +63,7 @@ class Election:
         self._beat_at = now
         self._beats = 0
         self._beat_heard: dict[DeviceId, tuple[BootId, int]] = {}
-        self._led_since = now
-        self._acked_at: dict[DeviceId, float] = {}
-        self._asked_at: dict[DeviceId, float] = {}
+        self._following = Following(now)
         self._view: tuple[DeviceId, ...] = roster.usable
 
     @property
@@ -111,7 +110,7 @@ class Election:
         joined = sorted(set(self._view).difference(before))
         if joined and self.leading:
             for device in joined[:DIRECT_BEATS_MAX]:
-                self._acked_at[device] = now
+                self._following.on_ack(device, now)
                 self._lead(device, now)
         elif joined and self.leader is None:
             # Whom it meets may have a leader: hear it before asking for votes.
@@ -119,7 +118,7 @@ class Election:
 
     def on_new_life(self, device: DeviceId, now: float) -> None:
         """A device restarted: the leadership and the promises of its former life are void."""
-        self._acked_at.pop(device, None)
+        self._following.forget(device)
         self._abstaining.discard(device)
         if device == self.leader:
             self._lose_leader(now)
@@ -207,17 +206,25 @@ class Election:
         if round_ is not None and round_.deadline is not None and round_.deadline <= now:
             self._on_round_due(round_, now)
         elif round_ is None and self.leader is None and self._campaign_at is not None and self._campaign_at <= now:
+            self._stand(now)
+
+    def _stand(self, now: float) -> None:
+        """Ask for votes; who has just started lets fitter ones go first, for a whole mesh may have started with it."""
+        if self._in_turn:
             self._begin("asking", self._next_term(), now)
+        else:
+            self._in_turn = True
+            self._campaign_at = now + self._delay_s(now)
 
     # -- leading --
 
     def _on_beat_due(self, now: float) -> None:
-        if not self._has_quorum(now):
+        others = [device for device in self._view if device != self._me]
+        if not self._following.holds(((device, self._roster.since(device)) for device in others), now):
             self._step_down(now)
             return
         self._beats += 1
         self._beat_at = now + BEAT_S
-        others = [device for device in self._view if device != self._me]
         if len(others) > DIRECT_BEATS_MAX:
             boot_id = self._roster.mine.boot_id
             self._post.spread(Beat(self._me, boot_id, self._leader_term, self._beats), now)
@@ -229,24 +236,14 @@ class Election:
     def _lead(self, device: DeviceId, now: float) -> None:
         age = int(now - self._started_at).bit_length()
         beat = Lead(self._leader_term, self._beats, len(self._view), age)
-        unanswered = self._acked_at.get(device, 0.0) < self._asked_at.get(device, 0.0)
-        self._asked_at[device] = now
-        say = self._post.insist if unanswered else self._post.send
+        say = self._post.insist if self._following.on_ask(device, now) else self._post.send
         say(device, beat)
-
-    def _has_quorum(self, now: float) -> bool:
-        # CheckQuorum over those asked lately; a device met lately has not had the time to answer.
-        if now - self._led_since < QUORUM_S:
-            return True
-        asked = [d for d in self._view if d != self._me and now - self._asked_at.get(d, -QUORUM_S) < QUORUM_S]
-        answered = [d for d in asked if now - max(self._acked_at.get(d, 0.0), self._roster.since(d)) < QUORUM_S]
-        return 2 * (len(answered) + 1) >= len(asked) + 1
 
     def _on_lead_ack(self, source: DeviceId, ack: LeadAck, now: float) -> None:
         if not self.leading:
             return
         if ack.follows:
-            self._acked_at[source] = now
+            self._following.on_ack(source, now)
         elif ack.term > self._leader_term:
             # A member cannot follow a term below its own: the leader raises its term, and stays.
             self._known_term = max(self._known_term, ack.term)
@@ -265,8 +262,7 @@ class Election:
             self._begin("asking", self._next_term(), now)
 
     def _step_down(self, now: float, wait_s: float = BEAT_S / 2) -> None:
-        self._acked_at.clear()
-        self._asked_at.clear()
+        self._following.clear()
         self._lose_leader(now, wait_s)
 
     # -- following --
@@ -393,7 +389,7 @@ class Election:
 
     def _become_leader(self, term: int, now: float) -> None:
         if not self.leading:
-            self._led_since = now
+            self._following.begin(now)
         self._beat_at = now
         self._announce(self._me, term)
         self._on_beat_due(now)
@@ -426,10 +422,8 @@ class Election:
     def _delay_s(self, now: float) -> float:
         lost = None if self.leader == self._me else self.leader  # a leader that steps down is still a candidate
         rows = [row for row in map(self._roster.live, self._view) if row is not None and row.device_id != lost]
-        order = sorted(rows, key=lambda row: fitness(row, now - self._roster.since(row.device_id)))
-        ids = [row.device_id for row in order]
-        rank = ids.index(self._me) if self._me in ids else RANK_MAX
-        return min(rank, RANK_MAX) * RANK_S + self._rng.uniform(0.0, RANK_S / 2)
+        ages = {row.device_id: now - self._roster.since(row.device_id) for row in rows}
+        return turn_s(self._me, rows, ages) + self._rng.uniform(0.0, RANK_S / 2)
 
     def _postpone(self, until: float) -> None:
         if self._campaign_at is not None:

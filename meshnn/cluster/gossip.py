@@ -10,6 +10,9 @@ from meshnn.cluster.messages import Alive, Beat, Estimate, LoadRow, Rumour, Susp
 RUMOURS_MAX = 64
 """The most rumours in one message; the schema refuses more."""
 
+SIZE_MIN = 48
+"""No rumour takes fewer bytes."""
+
 LOAD_TRANSMITS = 4
 """Load is stale soon and anti-entropy repairs what is missed, so it is told less often than the rest."""
 
@@ -94,7 +97,9 @@ class RumourQueue:
                 if size <= budget_bytes and len(taken) < count_max:
                     budget_bytes -= size
                     taken.append(key)
-            if budget_bytes < 48 or len(taken) >= count_max:
+                if budget_bytes < SIZE_MIN or len(taken) >= count_max:
+                    break
+            if budget_bytes < SIZE_MIN or len(taken) >= count_max:
                 break
         rumours = tuple(self._entries[key].rumour for key in taken)
         for key in taken:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from meshnn.cluster.candidacy import ROUND_S
+from meshnn.cluster.candidacy import RANK_S, ROUND_S, turn_s
 from meshnn.cluster.effects import LeaderChanged, PersistTerm
-from meshnn.cluster.election import TERM_LEAP, TERM_MAX
+from meshnn.cluster.election import LEASE_S, TERM_LEAP, TERM_MAX
 from meshnn.cluster.member import DeviceId
 from meshnn.cluster.messages import (
     Alive,
@@ -251,6 +251,27 @@ def test_the_lower_rank_waits_longer() -> None:
         stage.wait(0.6, heard=others)
     assert first.sent(PreVote)
     assert not last.sent(PreVote)
+
+
+def test_of_those_that_start_together_the_fittest_stands_first() -> None:
+    """The others let it ask before they do, or all would ask all."""
+    first, last = Stage(1, 2, 3, 4, me=0), Stage(0, 1, 2, 3, me=4)
+    for stage, others in ((first, (1, 2, 3, 4)), (last, (0, 1, 2, 3))):
+        stage.stand(*others)
+    assert last.now - first.now > 3 * RANK_S
+    last.hear(0, PreVote(1))
+    assert _answers(last) == [True]
+
+
+def test_in_a_large_mesh_most_wait_until_gossip_can_tell_of_a_winner() -> None:
+    """A thousand that start together are at most a dozen candidates in the first two seconds and a half."""
+    rows = [member(number) for number in range(1000)]
+    ages = {row.device_id: 5.0 for row in rows}
+    turns = [turn_s(row.device_id, rows, ages) for row in rows]
+    assert sum(turn <= 2.5 for turn in turns) <= 12
+    assert sum(turn >= 4.0 for turn in turns) >= 900
+    assert len(set(turns)) > 900
+    assert max(turns) < LEASE_S
 
 
 def test_a_join_starts_no_election() -> None:

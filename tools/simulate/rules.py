@@ -132,8 +132,13 @@ MUTANTS = (
         ELECTION,
     ),
     _cluster(
-        "a leader without answers steps down", "election", "if not self._has_quorum(now):", "if now < 0:", ELECTION
+        "a leader without answers steps down",
+        "election",
+        "if not self._following.holds(",
+        "if now < 0 and not self._following.holds(",
+        ELECTION,
     ),
+    _cluster("who has just started lets fitter ones stand first", "election", "if self._in_turn:", "if now:", ELECTION),
     _cluster("a majority elects", "candidacy", "trusted // 2", "0", ELECTION),
     _cluster(
         "a leader that slept steps down",
