@@ -31,7 +31,7 @@ class Job:
     """A plan in the making; a voluntary one replaces a plan that works.
 
     `kept` is set where it may only cover more deaths, not move what serves. One that is `inherited` is a contingency of
-    the plan before; with `held` its devices need no files.
+    the plan before; with `held` its devices need no files. `signature` is what it was searched for.
     """
 
     phase: Phase
@@ -44,6 +44,7 @@ class Job:
     kept: bool = False
     held: bool = False
     inherited: bool = False
+    signature: tuple[object, ...] = ()
     holder: DeviceId | None = None
     plans: PlanSet | None = None
     loaded: dict[DeviceId, frozenset[Epoch]] = field(default_factory=dict)

@@ -315,6 +315,7 @@ class Leader:
         epoch, view, model = self._next_epoch(), self._view, record.name
         members = self._usable(model)
         job = Job(Phase.SOLVING, epoch, record.digest, members, voluntary, now + SOLVE_S, view, kept)
+        job.signature = self._signature(record)
         self._jobs[model] = job
         self._wake_at(job.deadline)
         # What is loaded already goes on at once, unless another plan is much better.
@@ -395,16 +396,17 @@ class Leader:
 
     def _fail(self, model: str, reason: str, now: float, *, hopeless: bool = False) -> list[Effect]:
         """End a job; the next try waits for a change of the devices, or a while."""
-        voluntary = model in self._jobs and self._jobs[model].voluntary
+        job = self._jobs.get(model)
         effects = self._abort(model, reason)
         for record in (record for record in self._catalogue.records if record.name == model):
-            signature = self._signature(record)
+            # What came while it was worked on may mend it: only what it was made for counts as tried.
+            signature = (None if job is None else job.signature) or self._signature(record)
             old = self._failures.get(model)
             tries = old.tries + 1 if old is not None and old.signature == signature else 1
             wait_s = BACKOFF_MAX_S if hopeless else min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(tries - 1, 10))
             self._failures[model] = Failure(signature, now + wait_s, tries)
             self._wake_at(now + wait_s)
-            if not voluntary:
+            if job is None or not job.voluntary:
                 word = Unplanned(model, record.digest, reason, hopeless)
                 effects += [Send(device, word) for device in sorted(self._view.alive)]
         return [*effects, note("no_plan", warning=True, model=model, reason=reason), Changed()]

@@ -251,6 +251,19 @@ def test_failures_back_off_and_a_change_ends_the_wait() -> None:
     assert solves(bench.review(d=member("d")))
 
 
+def test_who_comes_during_a_search_that_fails_is_worth_another_at_once() -> None:
+    """The search was made without the newcomer: its failure says nothing of the mesh as it is now."""
+    bench = Bench()
+    (search,) = solves(bench.review())
+    assert not solves(bench.review(d=member("d")))
+    effects = bench.leader.on_solved("cat", search, "no plan for cat: too little memory", bench.now)
+    (again,) = solves(effects)
+    assert again.members[-1].device_id == device_id("d")
+    effects = bench.leader.on_solved("cat", again, "no plan for cat: still too little", bench.now)
+    assert not solves(effects)
+    assert not solves(bench.review())
+
+
 def test_another_holder_cuts_after_a_failure() -> None:
     """A holder whose file is bad does not stop the plan where there is another."""
     bench, cutters = Bench(), []
