@@ -13,6 +13,9 @@ RUMOURS_MAX = 64
 SIZE_MIN = 48
 """No rumour takes fewer bytes."""
 
+MISSES_MAX = 16
+"""After so many rumours that do not fit in what is left of a message it leaves as it is: there may be thousands."""
+
 LOAD_TRANSMITS = 4
 """Load is stale soon and anti-entropy repairs what is missed, so it is told less often than the rest."""
 
@@ -91,16 +94,16 @@ class RumourQueue:
     def take(self, budget_bytes: int, transmits: int, count_max: int = RUMOURS_MAX) -> tuple[Rumour, ...]:
         """The rumours for one message of at most `budget_bytes`; each counts as told once more."""
         taken: list[_Key] = []
-        for place in sorted(self._buckets):
-            for key in self._buckets[place]:
-                size = self._entries[key].size
-                if size <= budget_bytes and len(taken) < count_max:
-                    budget_bytes -= size
-                    taken.append(key)
-                if budget_bytes < SIZE_MIN or len(taken) >= count_max:
-                    break
-            if budget_bytes < SIZE_MIN or len(taken) >= count_max:
+        misses = 0
+        for key in (key for place in sorted(self._buckets) for key in self._buckets[place]):
+            if budget_bytes < SIZE_MIN or len(taken) >= count_max or misses > MISSES_MAX:
                 break
+            size = self._entries[key].size
+            if size <= budget_bytes:
+                budget_bytes -= size
+                taken.append(key)
+            else:
+                misses += 1
         rumours = tuple(self._entries[key].rumour for key in taken)
         for key in taken:
             self._told(key, transmits)

@@ -29,6 +29,7 @@ class Roster:
         self._since: dict[DeviceId, float] = {me.device_id: now}
         self._heard: dict[DeviceId, float] = {}
         self._hashes: dict[DeviceId, tuple[Member, int]] = {}
+        self._dead: set[DeviceId] = set()
         self._usable: tuple[DeviceId, ...] | None = None
         self._snapshot: Mapping[DeviceId, Member] | None = None
 
@@ -86,6 +87,7 @@ class Roster:
         if before is None and len(self._rows) >= ROWS_MAX:
             self._drop_oldest_tombstone()
         self._rows[row.device_id] = row
+        (self._dead.add if row.state is MemberState.DEAD else self._dead.discard)(row.device_id)
         self._snapshot = None
         if before is None or before.state is not row.state or before.boot_id != row.boot_id:
             self._usable = None
@@ -114,7 +116,7 @@ class Roster:
 
     def dead(self) -> list[Member]:
         """The tombstones of devices that died (not of those that left), in order."""
-        return [row for row in self.snapshot.values() if row.state is MemberState.DEAD]
+        return [self._rows[device] for device in sorted(self._dead)]
 
     def recently_dead(self, now: float, within_s: float) -> list[DeviceId]:
         """The devices buried in the last `within_s` seconds, in order."""
@@ -146,6 +148,7 @@ class Roster:
 
     def _drop(self, row: Member) -> None:
         del self._rows[row.device_id]
+        self._dead.discard(row.device_id)
         self._since.pop(row.device_id, None)
         self._heard.pop(row.device_id, None)
         self._hashes.pop(row.device_id, None)

@@ -48,6 +48,7 @@ class Mesh:
     def __init__(self, seed: int, size: int, *, bare: bool = False, mdns: bool = True, count: bool = False) -> None:
         """`size` devices, none started; `bare` ones have the cluster machine alone."""
         self.world = World(seed)
+        self._differed = 0
         self.network = Network(self.world, count_bytes=count)
         self.peers: dict[DeviceId, Host] = {}
         self.watch = Watch(self.world, self.peers)
@@ -186,10 +187,14 @@ class Mesh:
         """Whether each of these devices (all that run) lists exactly all of them, ALIVE."""
         hosts = self._those(among)
         ids = tuple(sorted(host.id for host in hosts))
-        return all(
-            host.cluster.alive == ids and all(host.cluster.members[one].state is MemberState.ALIVE for one in ids)
-            for host in hosts
-        )
+        # Whose view differed last is looked at first: the question is asked at every step of large meshes.
+        hosts.sort(key=lambda host: host.index != self._differed)
+        for host in hosts:
+            rows = host.cluster.members
+            if host.cluster.alive != ids or any(rows[one].state is not MemberState.ALIVE for one in ids):
+                self._differed = host.index
+                return False
+        return True
 
     def planned(self, name: str, among: Iterable[int] | None = None) -> bool:
         """Whether these devices (all that run) serve one plan of a model, whose devices live in the lives it names."""
