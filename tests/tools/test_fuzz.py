@@ -88,6 +88,23 @@ def test_an_input_that_takes_too_long_is_found(tmp_path: Path) -> None:
     assert result.slowest_s >= 0.02
 
 
+@pytest.mark.parametrize(("slow_times", "findings"), [(1, []), (2, ["took more than 10 ms"])])
+def test_an_episode_that_was_slow_is_looked_at_once_more(tmp_path: Path, slow_times: int, findings: list[str]) -> None:
+    """Where an input cannot be given twice its whole episode is: a pause of the machine is no finding."""
+    seen = []
+
+    def pause(number: int) -> None:
+        seen.append(number)
+        slow = len(seen) in (10, 10 + 500)[:slow_times]
+        until = time.thread_time() + (0.02 if slow else 0.0)
+        while time.thread_time() < until:
+            pass
+
+    result = fuzz(border(pause, limit_s=0.01, again=False), 1000, 1, tmp_path)
+    assert list(result.findings) == findings
+    assert result.inputs == 1000
+
+
 def test_an_input_that_takes_too_much_memory_is_found(tmp_path: Path) -> None:
     """Memory is looked at now and then, and wherever an input was slow."""
     result = fuzz(border(lambda number: bytearray(MEMORY_LIMIT_BYTES + 1)), 10, 1, tmp_path)

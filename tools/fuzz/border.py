@@ -81,7 +81,12 @@ def fuzz(border: Border, inputs: int, seed: int, folder: Path, only: int | None 
     began = time.monotonic()
     episode = only or 0
     while result.inputs < inputs and len(result.findings) < FINDINGS_MAX and time.monotonic() - began < limit_s:
-        _episode(border, min(border.episode, inputs - result.inputs), seed, episode, folder, result)
+        count = min(border.episode, inputs - result.inputs)
+        once = _episode(border, count, seed, episode, folder)
+        if not border.again and _slow(border) in once.findings:
+            # Once more, and only that counts: what a pause of the machine cost is not the border's.
+            once = _episode(border, count, seed, episode, folder)
+        _add(result, once)
         if only is not None:
             break
         episode += 1
@@ -89,7 +94,24 @@ def fuzz(border: Border, inputs: int, seed: int, folder: Path, only: int | None 
     return result
 
 
-def _episode(border: Border, count: int, seed: int, episode: int, folder: Path, result: Result) -> None:
+def _add(result: Result, episode: Result) -> None:
+    """Count one episode more."""
+    result.inputs += episode.inputs
+    result.refused += episode.refused
+    result.measured += episode.measured
+    result.slowest_s = max(result.slowest_s, episode.slowest_s)
+    result.largest_bytes = max(result.largest_bytes, episode.largest_bytes)
+    for fault, how in episode.findings.items():
+        result.findings.setdefault(fault, how)
+
+
+def _slow(border: Border) -> str:
+    """The fault of an input that takes too long."""
+    return f"took more than {border.limit_s * 1000:.0f} ms"
+
+
+def _episode(border: Border, count: int, seed: int, episode: int, folder: Path) -> Result:
+    result = Result(border.name)
     rng = rng_of(border.name, seed, episode)
     target = border.begin(rng, folder)
     how = f"python -m tools.fuzz {border.name} --seed {seed} --episode {episode}"
@@ -105,6 +127,7 @@ def _episode(border: Border, count: int, seed: int, episode: int, folder: Path, 
         target.close()
     except AssertionError as error:
         result.findings.setdefault(f"at the end: {error}", how)
+    return result
 
 
 def _give(border: Border, target: Target, given: object, result: Result) -> str:
@@ -121,7 +144,7 @@ def _give(border: Border, target: Target, given: object, result: Result) -> str:
         took_s = min(took_s, border.clock() - begin)
     result.slowest_s = max(result.slowest_s, took_s)
     if took_s > border.limit_s:
-        fault = fault or f"took more than {border.limit_s * 1000:.0f} ms"
+        fault = fault or _slow(border)
     if border.again and border.measures_memory and (sampled or took_s > border.suspicious_s):
         fault = fault or _peak(border, target, given, None, result)
     return fault
