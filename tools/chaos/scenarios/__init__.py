@@ -20,6 +20,7 @@ SCENARIOS: Mapping[str, Callable[[Options, Verdict], None]] = {
     "clone": clone.clone,
     "cold": cold.cold,
     "uncovered": plans.uncovered,
+    "uncovered-leader": plans.uncovered_leader,
     "slow": plans.slow,
     "pair": plans.pair,
 }

@@ -23,14 +23,17 @@ BASELINE_S, AFTER_S = 30.0, 60.0
 PAIR_LIMIT_S, PAIR_WATCH_S = 20.0, 30.0
 
 
-def uncovered(options: Options, verdict: Verdict) -> None:
-    """The cable of a device is pulled whose death no loaded contingency covers: the time against what status stated."""
+def uncovered(options: Options, verdict: Verdict, *, leader: bool = False) -> None:
+    """The cable of a device is pulled whose death no loaded contingency covers: the time against what status stated.
+
+    With `leader` it is the leader's, whose office must be filled first.
+    """
     with Rig(options, verdict.scenario) as rig:
         rig.serve()
         stated: list[float] = []
         took: list[float] = []
         for _ in range(options.repeat or REPEATS):
-            victim, row, leads = _uncovered(rig)
+            victim, row, leads = _uncovered(rig, leader=leader)
             assert victim.rack is not None
             began = time.monotonic()
             victim.rack.unplug()
@@ -49,8 +52,13 @@ def uncovered(options: Options, verdict: Verdict) -> None:
         verdict.check(abs(other - one) <= TOLERANCE * one, f"stated {one:.1f} s, took {other} s")
 
 
-def _uncovered(rig: Rig) -> tuple[Station, dict[str, Any], bool]:
-    """A device that works, its row of `deaths` in the status, and whether it leads; one that does not is preferred."""
+def uncovered_leader(options: Options, verdict: Verdict) -> None:
+    """The same, of a device that leads."""
+    uncovered(options, verdict, leader=True)
+
+
+def _uncovered(rig: Rig, *, leader: bool) -> tuple[Station, dict[str, Any], bool]:
+    """A device that works, its row of `deaths` in the status, and whether it leads; with `leader` it must."""
     found: list[tuple[Station, dict[str, Any], bool]] = []
 
     def ready() -> bool:
@@ -61,8 +69,9 @@ def _uncovered(rig: Rig) -> tuple[Station, dict[str, Any], bool]:
         rows.sort(key=lambda row: row["device"] == status["leader"])
         for row in rows:
             station = stations.get(row["device"])
-            if station in rig.mortals and row["reroute_ms"]:
-                found.append((station, row, row["device"] == status["leader"]))
+            leads = row["device"] == status["leader"]
+            if station in rig.mortals and row["reroute_ms"] and leads >= leader:
+                found.append((station, row, leads))
         return bool(found)
 
     until(ready, SETTLED_S, "a device works whose death is not covered", rig)
