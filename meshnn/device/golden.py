@@ -15,21 +15,20 @@ import numpy as np
 
 from meshnn.device.ports import Port
 from meshnn.device.runtime import Array
+from meshnn.graph.seeded import drawn
 from meshnn.plan.messages import Golden
 
 # Sums an output, and how many standard deviations of what is allowed a sum may be off.
 SKETCHES, SIGMAS = 4, 8.0
 # What devices that compute differently may differ by at each place: of the largest value, in steps of an integer.
 RELATIVE_BOUND, STEPS_BOUND = 1e-5, 2.0
-# Integers that are no quantised values are mostly places in a table: small ones lie inside every table.
-PLACES = 2
 SIGNS = np.array([-1.0, 1.0])
 
 
 def inputs_for(ports: Sequence[Port], key: str) -> list[Array]:
     """The golden input of the shard with this key (hex), by its ports: the same on every device."""
     random = np.random.default_rng(int(key, 16))
-    return [_drawn(port, random) for port in ports]
+    return [drawn(port.shape, port.dtype, random, quantised=bool(port.scale)) for port in ports]
 
 
 def facts_of(outputs: Sequence[Array], numeric_class: str) -> Golden:
@@ -57,17 +56,6 @@ def difference(found: Golden, wanted: Golden, outputs: Sequence[Array]) -> str |
         if any(not abs(one - other) <= bound for one, other in pairs):
             return f"its output {place} is further from the cutter's than another kind of processor explains"
     return None
-
-
-def _drawn(port: Port, random: np.random.Generator) -> Array:
-    """Random values for one input."""
-    dtype = np.dtype(port.dtype)
-    if dtype.kind in "fc":
-        return random.standard_normal(port.shape).astype(dtype)
-    if dtype.kind == "b" or not port.scale:
-        return random.integers(0, PLACES, port.shape).astype(dtype)
-    limits = np.iinfo(dtype)
-    return random.integers(limits.min, limits.max, port.shape, dtype=dtype, endpoint=True)
 
 
 def _finite(output: Array) -> Array:

@@ -7,26 +7,25 @@ from typing import TypeVar
 
 import numpy as np
 
-from meshnn.graph.card import Card, CardTensor
+from meshnn.graph.card import Card
+from meshnn.graph.seeded import drawn
 from meshnn.node.slices import Array
 
 # Of the largest absolute value of the tensor, and in steps of the quantised value: what devices of different
 # numeric classes, or partial sums, may differ by.
 RELATIVE_BOUND = 1e-5
 STEPS_BOUND = 2
-# Integers that are no quantised values are mostly places in a table: small ones lie inside every table.
-PLACES = 2
 
 Name = TypeVar("Name", int, str)
 
 
 def seeded_inputs(card: Card, seed: int) -> dict[int, Array]:
-    """Raw input tensors by tensor index, the same for the same seed, with the card's shapes and dtypes.
-
-    Floats are normal, quantised integers use their whole range, other integers are 0 or 1.
-    """
+    """Raw input tensors by tensor index, the same for the same seed, with the card's shapes and dtypes."""
     random = np.random.default_rng(seed)
-    return {tensor.index: _drawn(tensor, random) for tensor in card.inputs}
+    return {
+        tensor.index: drawn(tensor.shape, tensor.dtype, random, quantised=tensor.quantization is not None)
+        for tensor in card.inputs
+    }
 
 
 def difference(got: Mapping[Name, Array], wanted: Mapping[Name, Array], *, exact: bool = True) -> str | None:
@@ -46,17 +45,6 @@ def difference(got: Mapping[Name, Array], wanted: Mapping[Name, Array], *, exact
         if found.tobytes() != right.tobytes() and (exact or not _within(found, right)):
             return f"output {name} differs in {_count(found, right)} of {right.size} values"
     return None
-
-
-def _drawn(tensor: CardTensor, random: np.random.Generator) -> Array:
-    """Random values for one input."""
-    dtype = np.dtype(tensor.dtype)
-    if dtype.kind in "fc":
-        return random.standard_normal(tensor.shape).astype(dtype)
-    if dtype.kind == "b" or tensor.quantization is None:
-        return random.integers(0, PLACES, tensor.shape).astype(dtype)
-    limits = np.iinfo(dtype)
-    return random.integers(limits.min, limits.max, tensor.shape, dtype=dtype, endpoint=True)
 
 
 def _within(found: Array, right: Array) -> bool:
