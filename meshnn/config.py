@@ -35,6 +35,8 @@ LONGEST_NAME = 63
 # What a person writes is far shorter; the time and memory of reading a line of dotted keys grow with its square.
 _FILE_LENGTH_MAX = 64 * 1024
 _LINE_LENGTH_MAX = 2000
+# In place of what is nested, perhaps so deep that printing it would fail: every setting refuses it.
+_NO_VALUE = object()
 
 HostPort = tuple[str, int]
 """A host name or address, and a TCP port."""
@@ -208,7 +210,13 @@ def from_toml(text: str, place: str) -> Source:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # TOMLDecodeError, a number of too many digits, lists too deep
         raise UsageError(f"{place}: not TOML: {error}") from None
-    return _checked(Source(values, {key: f"{place}: {key}" for key in values}), {key: key for key in SETTINGS})
+    plain = {key: _NO_VALUE if _nested(value) else value for key, value in values.items()}
+    return _checked(Source(plain, {key: f"{place}: {key}" for key in values}), {key: key for key in SETTINGS})
+
+
+def _nested(value: object) -> bool:
+    """Whether a value is a table, or a list of more than plain values: no setting takes those, however deep."""
+    return isinstance(value, dict) or (isinstance(value, list) and any(isinstance(part, dict | list) for part in value))
 
 
 def _checked(source: Source, spelling: Mapping[str, str]) -> Source:

@@ -215,6 +215,15 @@ def test_every_broken_setting_gets_its_line(nowhere: dict[str, str], tmp_path: P
     )
 
 
+@pytest.mark.parametrize("text", [f"KEY{'.a' * 900} = 1", f"KEY = {'[' * 90}{']' * 90}", "KEY = [{a = 1}]", "[KEY]"])
+@pytest.mark.parametrize("key", sorted(config.SETTINGS))
+def test_what_is_nested_is_refused_however_deep(nowhere: dict[str, str], tmp_path: Path, key: str, text: str) -> None:
+    """A table, or a list of lists, is the value of no setting."""
+    named = write(tmp_path / "c.toml", text.replace("KEY", key))
+    with pytest.raises(UsageError, match=rf"c.toml: {key}: "):
+        load({"config": named}, nowhere, tmp_path)
+
+
 def test_a_broken_value_that_is_overruled_does_not_matter(nowhere: dict[str, str], tmp_path: Path) -> None:
     """A person can get past a broken file with a flag."""
     assert load({"port": "7000"}, nowhere | {"MESHNN_PORT": "x"}, tmp_path).port == 7000
