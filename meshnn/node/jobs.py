@@ -31,7 +31,8 @@ class Job:
     """A plan in the making; a voluntary one replaces a plan that works.
 
     `kept` is set where it may only cover more deaths, not move what serves. One that is `inherited` is a contingency of
-    the plan before; with `held` its devices need no files. `signature` is what it was searched for.
+    the plan before; with `held` its devices need no files. `signature` is what it was searched for,
+    `beside` what the plans of other models took of each device then, in bytes.
     """
 
     phase: Phase
@@ -42,6 +43,7 @@ class Job:
     deadline: float
     view: View = field(default_factory=View)
     kept: bool = False
+    beside: Mapping[DeviceId, int] = field(default_factory=dict)
     held: bool = False
     inherited: bool = False
     signature: tuple[object, ...] = ()
@@ -73,7 +75,7 @@ class Job:
         assert self.plans is not None
         marks = frozenset() if self.inherited else self.marks
         row = ActivePlan(self.plans, self.loaded, marks, self.view.severed, kept=self.kept)
-        row.stored, row.lacks = self.stored, self.lacks
+        row.stored, row.lacks, row.beside = self.stored, self.lacks, self.beside
         return row
 
     def complete(self) -> bool:
@@ -96,6 +98,7 @@ class ActivePlan:
     told: dict[DeviceId, tuple[BootId, tuple[Epoch, ...], tuple[Outlook, ...]]] = field(default_factory=dict)
     broken: bool = False
     kept: bool = False
+    beside: Mapping[DeviceId, int] = field(default_factory=dict)
     stored: dict[DeviceId, frozenset[Epoch]] = field(default_factory=dict)
     lacks: dict[DeviceId, tuple[Lack, ...]] = field(default_factory=dict)
 

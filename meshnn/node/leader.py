@@ -22,6 +22,7 @@ from meshnn.node.occasions import look_again
 from meshnn.node.pins import Pins, Sight
 from meshnn.node.plans import PlanBook
 from meshnn.node.problem import Problem, better
+from meshnn.node.refusals import Refusals
 from meshnn.node.shardfiles import ShardFiles
 from meshnn.node.view import View
 from meshnn.plan.messages import GOLDEN_FAULT, Activate, Cut, CutDone, CutFailed, Ready, Refused, Retire, Unplanned
@@ -35,8 +36,6 @@ PREPARE_BYTES_PER_S = 1e6
 # After a failure the next attempt waits, twice as long each time, unless the devices or the model change.
 BACKOFF_S = 2.0
 BACKOFF_MAX_S = 30.0
-# A device that refused a plan of a model is planned without for so long.
-REFUSED_S = 30.0
 
 
 class Leader:
@@ -54,7 +53,7 @@ class Leader:
         self._jobs: dict[str, Job] = {}
         self._served: dict[str, ActivePlan] = {}
         self._failures: dict[str, Failure] = {}
-        self._refused: dict[tuple[str, DeviceId, BootId], tuple[float, str]] = {}
+        self._refused = Refusals()
         self._changed_at: dict[str, float] = {}
         self._files = ShardFiles(catalogue.holders)
         self._pins = Pins()
@@ -75,8 +74,9 @@ class Leader:
         if term == self._term:
             return []
         self._term = term
-        for table in (self._jobs, self._served, self._failures, self._refused, self._changed_at):
+        for table in (self._jobs, self._served, self._failures, self._changed_at):
             table.clear()
+        self._refused.clear()
         self._pins.clear()
         return self.review(self._view, now)
 
@@ -88,9 +88,9 @@ class Leader:
         if self._term is None:
             return []
         self._wake = None
-        self._refused = {key: word for key, word in self._refused.items() if word[0] > now}
-        for until, _ in self._refused.values():
-            self._wake_at(until)
+        lapse_at = self._refused.lapse(now)
+        if lapse_at is not None:
+            self._wake_at(lapse_at)
         effects: list[Effect] = []
         records = self._catalogue.records
         for model in sorted({*self._jobs, *self._served, *self._failures} - {record.name for record in records}):
@@ -110,10 +110,11 @@ class Leader:
         served = self._served.get(model)
         effects: list[Effect] = []
         if isinstance(result, str):
-            refusals = self._refusals(model)
+            refusals = self._refused.reasons(model)
             effects = self._fail(model, "; ".join([result, *refusals]), now, hopeless=not refusals)
         elif job.voluntary and served is not None and not better(result, served.plans, problem):
             served.considered, served.severed, served.kept = job.marks, job.view.severed, job.kept
+            served.beside = job.beside
             del self._jobs[model]
         else:
             job.plans = result
@@ -181,9 +182,9 @@ class Leader:
             device = self._files.dispute(source, recipes) or source
         if device != source:
             # Nobody is refused any more for what the cutter's word alone said.
-            self._refused = {key: said for key, said in self._refused.items() if GOLDEN_FAULT not in said[1]}
+            self._refused.forgive(GOLDEN_FAULT)
         if device in self._view.alive:
-            self._refused[model, device, self._view.alive[device].boot_id] = (now + REFUSED_S, reason)
+            self._refused.add(model, self._view.alive[device], reason, now)
 
     def on_pin(self, source: DeviceId, message: Pin | Unpin, now: float) -> list[Effect]:
         """Somebody wants a model to run exactly one plan, or gives it back to the planner."""
@@ -251,7 +252,13 @@ class Leader:
         due, kept = (now, False)
         if served is not None and whole:
             due, kept = look_again(
-                served, self._usable(model), self._view, self._since, self._changed_at.get(model), now
+                served,
+                self._usable(model),
+                self._used_elsewhere(model),
+                self._view,
+                self._since,
+                self._changed_at.get(model),
+                now,
             )
         if failure is not None and failed:
             due = max(due, failure.until)
@@ -279,7 +286,7 @@ class Leader:
         self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, *, whole: bool
     ) -> list[Effect]:
         """Begin what was asked; keep a pinned plan, and let it wait for its devices."""
-        failure, troubles = self._failures.get(record.name), self._refusals(record.name)
+        failure, troubles = self._failures.get(record.name), self._refused.reasons(record.name)
         if failure is not None and failure.until > now:
             troubles.append("the next try to prepare it")
         members = tuple(member for _, member in sorted(self._view.alive.items()))
@@ -324,6 +331,7 @@ class Leader:
         if served is not None:
             current = served.usable(lambda plan: usable.issuperset(plan.devices()) and self._runs(plan))
         used, spared = self._used_elsewhere(model), self._used_elsewhere(model, spares=True)
+        job.beside = used
         facts = (card, members, epoch, used, len(view.alive), current, kept)
         return [Solve(model, Problem(model, *facts, view.links(), view.held, view.risk(), spared))]
 
@@ -420,15 +428,7 @@ class Leader:
 
     def _usable(self, model: str) -> tuple[Member, ...]:
         """The alive devices that have not refused this model of late, sorted by id."""
-        return tuple(
-            member
-            for device, member in sorted(self._view.alive.items())
-            if (model, device, member.boot_id) not in self._refused
-        )
-
-    def _refusals(self, model: str) -> list[str]:
-        """What devices said that are planned without, one line each."""
-        return sorted({reason for (name, _, _), (_, reason) in self._refused.items() if name == model})
+        return self._refused.usable(model, self._view.alive)
 
     def _signature(self, record: NameRecord) -> tuple[object, ...]:
         """What a failure depends on: the model, the devices, who holds the file, what other models take."""

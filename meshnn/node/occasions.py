@@ -24,6 +24,7 @@ AILING = 2.0
 def look_again(
     served: ActivePlan,
     usable: tuple[Member, ...],
+    beside: Mapping[DeviceId, int],
     view: View,
     since: Mapping[tuple[DeviceId, BootId], float],
     changed_at: float | None,
@@ -31,7 +32,8 @@ def look_again(
 ) -> tuple[float, bool]:
     """When to search again for a plan that works (infinite: not for what is known now), and whether it must stay.
 
-    `since` says how long each life has been here, `changed_at` when the plan was last moved by choice.
+    `beside` is what the plans of other models take of each device now, in bytes; `since` says how long each life has
+    been here, `changed_at` when the plan was last moved by choice.
     """
     devices = {member.device_id for member in usable}
     if not devices.issuperset(served.plans.main.devices()):
@@ -48,6 +50,9 @@ def look_again(
     # Nothing is moved for one who is to be used last, but it may be all there is to cover a death.
     late = [at for at, last in due if last and served.uncovered]
     cover = max(late, default=inf)
+    if served.uncovered and served.beside != beside:
+        # Another model took the room of contingencies, or left some: elsewhere there may be enough.
+        cover = now
     choice = (now if served.kept else renewal) if free_at <= now else (free_at if served.kept else inf)
     covering = cover if free_at <= now else min(renewal, cover)
     return (covering, True) if covering < choice else (choice, False)

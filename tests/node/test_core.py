@@ -307,7 +307,8 @@ def test_two_models_named_at_once_share_the_memory() -> None:
     mesh.add("b", CAT)
     mesh.add("c", DOG)
     assert mesh.run(5, lambda: mesh.settled("cat") and mesh.settled("dog"))
-    assert not mesh.core(mesh.leader()).leader._refused
+    assert not mesh.core(mesh.leader()).leader._refused.reasons("cat")
+    assert not mesh.core(mesh.leader()).leader._refused.reasons("dog")
 
 
 def test_two_models_survive_the_leader() -> None:

@@ -18,13 +18,13 @@ from meshnn.node.leader import (
     BACKOFF_S,
     CUT_S,
     PREPARE_S,
-    REFUSED_S,
     SOLVE_S,
     Leader,
 )
 from meshnn.node.messages import Holdings
 from meshnn.node.occasions import STABLE_S, VOLUNTARY_S
 from meshnn.node.plans import PlanBook
+from meshnn.node.refusals import REFUSED_S
 from meshnn.node.shards import Shards
 from meshnn.node.view import View
 from meshnn.plan.messages import (
@@ -509,6 +509,23 @@ def test_a_flapper_may_be_all_there_is_to_cover_a_death() -> None:
     (task,) = solves(bench.leader.review(held, 20.0 + STABLE_S))
     assert task.keep
     assert task.avoid == {D}
+
+
+def test_room_that_another_model_took_is_sought_elsewhere() -> None:
+    """A plan left uncovered is looked at again whenever what the others take has changed, and not else."""
+    bench = Bench()
+    plans = bench.serve()
+    bench.leader.on_ready(C, Ready(plans.main.epoch, (plans.main.epoch,)), 1.0)
+    assert bench.served().uncovered
+    assert not solves(bench.review(20.0))
+    bench.catalogue.bind("dog", DOG, replace=False)
+    effects = bench.solved(bench.review())
+    (again,) = solves(effects)
+    assert (again.model, again.keep) == ("cat", True)
+    assert sum(again.used.values()) > 0
+    bench.leader.on_solved("cat", again, plans, bench.now)
+    assert not solves(bench.ready(bench.cut(effects)))
+    assert not solves(bench.review(30.0))
 
 
 def test_the_outlook_of_every_death_is_told() -> None:

@@ -240,10 +240,17 @@ MUTANTS = (
         LEADER,
     ),
     _node(
+        "room that another model took is sought elsewhere",
+        "occasions",
+        "if served.uncovered and served.beside != beside:",
+        "if now < 0:",
+        LEADER,
+    ),
+    _node(
         "who refused is planned without",
-        "leader",
-        "if (model, device, member.boot_id) not in self._refused",
-        "if device",
+        "refusals",
+        "if (model, row.device_id, row.boot_id) not in self._said",
+        "if row",
         LEADER,
     ),
     _node(
