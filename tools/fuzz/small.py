@@ -30,6 +30,7 @@ class Keys:
     def __init__(self, folder: Path) -> None:
         """A good key."""
         self._folder = folder / "identity"
+        (self._folder / KEY_FILE).unlink(missing_ok=True)  # the episode before spoilt it
         Identity.load(self._folder)
         self._good = (self._folder / KEY_FILE).read_bytes()
 
