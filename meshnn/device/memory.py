@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,6 @@ from meshnn.errors import NodeError
 ROOT = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 _STATUS = Path("/proc/self/status")
-_OWN_LIBRARIES = ctypes.CDLL(None)
 
 
 class Look(NamedTuple):
@@ -45,16 +43,6 @@ def _look(root: Path, own: Path) -> Look:
         if found is not None and found[1] < machine.total:
             room_bytes, limit_bytes = min(room_bytes, found[0]), min(limit_bytes, found[1])
     return Look(max(0, room_bytes), limit_bytes, _own_bytes())
-
-
-def give_back() -> None:
-    """Return what the C library keeps of freed blocks to the system, where it is glibc; others do so by themselves.
-
-    Between blocks of half a megabyte, as messages take, it keeps more than ten megabytes for ever (measured).
-    """
-    trim = getattr(_OWN_LIBRARIES, "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def total_bytes(root: Path = ROOT, own: Path = OWN) -> int:

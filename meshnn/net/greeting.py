@@ -106,7 +106,9 @@ class Greeting:
     def dismiss(self) -> None:
         """Nobody awaits `done` any more."""
         if not self.done.cancel() and not self.done.cancelled():
-            self.done.exception()  # seen, so that asyncio does not report it
+            error = self.done.exception()  # seen, so that asyncio does not report it
+            if error is not None:
+                error.__traceback__ = None  # its frames hold this greeting and its stream, which hold it
 
     def _mine(self, channel: Channel) -> Hello:
         return msgspec.structs.replace(self._greeter.hello, channel=channel)

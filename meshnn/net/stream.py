@@ -88,6 +88,10 @@ class FramedStream(asyncio.BufferedProtocol):
         owner, self.owner = self.owner, None
         if owner is not None:
             owner.lost(self._evidence or Evidence.RESET)
+        # Stream, parser and transport hold each other, 300 kB with the buffers of TLS: nobody is to wait for the
+        # garbage collector to have that back, least of all where strangers come and go.
+        self._transport = None
+        self._parser.end()
 
     def pause_writing(self) -> None:
         """The peer reads slower than we write; if nothing moves for long it is cut off."""

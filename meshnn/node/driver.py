@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import random
 import secrets
@@ -57,8 +56,6 @@ ENGINE_STOP_S = 1.0
 LOAD_EVERY_S = 5.0
 PEERS_EVERY_S = 5.0
 MEMORY_EVERY_S = 1.0
-# Every so many looks what was freed goes back to the system.
-GIVE_BACK_EVERY = 10
 NETWORK_EVERY_S = 2.0
 # A change of the free disk by this part is worth telling the others.
 DISK_NEWS = 0.1
@@ -302,11 +299,9 @@ class Node:
 
     async def _watch_memory(self) -> None:
         """Look at the real memory every second: shards must go before the system ends this process."""
-        for second in itertools.count():
+        while True:
             await asyncio.sleep(MEMORY_EVERY_S)
             try:
-                if second % GIVE_BACK_EVERY == 0:
-                    await asyncio.to_thread(memory.give_back)
                 found = Memory(*await asyncio.to_thread(memory.look))
             except NodeError as error:
                 self.trouble("memory watch", str(error))

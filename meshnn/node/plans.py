@@ -24,6 +24,8 @@ ORPHAN_S = 15.0
 UNPLANNED_MAX = 256
 # How long a contingency that a request asked for stays as needed as that, in seconds; a death is official by then.
 PRESSING_S = 10.0
+# How long no plan is prepared that counts on the device whose death that says, in seconds; its leader knows by then.
+GONE_S = 3.0
 # The time that loading takes is told in steps of so many milliseconds.
 LACK_STEP_MS = 50
 
@@ -40,6 +42,7 @@ class _Entry:
     orphan_until: float | None = None
     judged: bool = False
     pressing: dict[Epoch, float] = field(default_factory=dict)
+    gone: dict[DeviceId, float] = field(default_factory=dict)
 
     def on_disk(self) -> list[Plan]:
         """The contingencies that are on the disks of their devices without being loaded, as the leader said last."""
@@ -66,7 +69,7 @@ class PlanBook:
     def deadline(self) -> float | None:
         """When the next replaced or orphaned plan is dropped, in the caller's clock."""
         times = [until for _, until in self._draining.values()]
-        times += [until for entry in self._active.values() for until in entry.pressing.values()]
+        times += [until for e in self._active.values() for until in (*e.pressing.values(), *e.gone.values())]
         times += [entry.orphan_until for entry in self._prepared.values() if entry.orphan_until is not None]
         return min(times, default=None)
 
@@ -137,8 +140,9 @@ class PlanBook:
         return [] if leader is None else self._introduce(leader, now)
 
     def on_linked(self, device: DeviceId, now: float) -> list[Effect]:
-        """A link is up: what the leader was told over an earlier one may be lost, so it hears it again."""
-        return self._introduce(device, now) if device == self._leader else []
+        """A link is up: who was thought gone is not, and what a leader was told over an earlier one may be lost."""
+        back = [entry.gone.pop(device) for entry in self._active.values() if device in entry.gone]
+        return [*(self._arrange() if back else []), *(self._introduce(device, now) if device == self._leader else [])]
 
     def _introduce(self, leader: DeviceId, now: float) -> list[Effect]:
         """Tell the leader the active plans (a former leader may have told them to few), and orphan prepared ones."""
@@ -248,14 +252,18 @@ class PlanBook:
     def on_asked(self, model: str, epoch: Epoch, now: float) -> list[Effect]:
         """A request came for a contingency that is not loaded here: its origin saw the death before anybody else.
 
-        Memory may have been taken for a plan in the making a moment ago; that one counts on a device that is gone.
+        Memory may have been taken for a plan in the making a moment ago. Where that one counts on the dead device it
+        comes to nothing and gives the memory back; one that was made without it is the remedy.
         """
         entry = self._active.get(model)
         if entry is None or all(plan.epoch != epoch for plan in entry.plans.contingencies):
             return []
         known = epoch in entry.pressing
         entry.pressing[epoch] = now + PRESSING_S
-        return [] if known else self._arrange()
+        if known:
+            return []
+        entry.gone[DeviceId(epoch.absent)] = now + GONE_S
+        return self._arrange()
 
     def on_deadline(self, now: float) -> list[Effect]:
         """Drop what has drained long enough, and what nobody activated; what was pressing once is so no more."""
@@ -272,13 +280,19 @@ class PlanBook:
             return [PlansChanged(), *self._arrange()]
         return self._arrange() if lapsed else []
 
+    def _doomed(self, entry: _Entry) -> bool:
+        """Whether a plan in the making counts on a device that requests went around."""
+        active = self._active.get(entry.plans.main.model)
+        return active is not None and not active.gone.keys().isdisjoint(entry.plans.main.devices())
+
     def _lapse(self, now: float) -> bool:
         """Forget what was asked for long ago; whether there was such."""
         lapsed = False
         for entry in self._active.values():
-            for epoch in [epoch for epoch, until in entry.pressing.items() if until <= now]:
-                del entry.pressing[epoch]
-                lapsed = True
+            before = len(entry.pressing) + len(entry.gone)
+            entry.pressing = {epoch: until for epoch, until in entry.pressing.items() if until > now}
+            entry.gone = {device: until for device, until in entry.gone.items() if until > now}
+            lapsed = lapsed or len(entry.pressing) + len(entry.gone) < before
         return lapsed
 
     def _fault(self, plans: PlanSet) -> str:
@@ -315,7 +329,7 @@ class PlanBook:
         gone = self._judge_late()
         wanted: list[Wanted] = []
         for entry in self._prepared.values():
-            wanted += self._wishes(entry, Level.PREPARING, Level.IDLE)
+            wanted += self._wishes(entry, Level.IDLE if self._doomed(entry) else Level.PREPARING, Level.IDLE)
         for entry in self._active.values():
             wanted += self._wishes(entry, Level.ACTIVE, Level.SPARE)
         for entry, _ in self._draining.values():

@@ -22,8 +22,8 @@ FETCHING, LOADING = (11_000, 1.0), (500_000, 1.0)
 class Level(enum.IntEnum):
     """How much a shard is needed: one of a higher number gives way to one of a lower.
 
-    A spare one waits for what drains, in which requests are still under way; a contingency of a plan that does not
-    serve yet, or no longer, is an idle one. Among equals the `rank` decides.
+    A spare one waits for what drains, in which requests are still under way; what serves nobody yet, or no longer, is
+    idle. Among equals the `rank` decides.
     """
 
     PREPARING = 0
@@ -56,7 +56,7 @@ class Wanted:
     """A shard that a model's plan gives this device: its file, how much it is needed, what it costs in memory.
 
     `rank` is the place of its contingency among those of the plan, the most valuable first. Requests wait for one that
-    is `pressing`: it does not stand back for a plan in the making or for what drains, which can both be done again.
+    is `pressing`: it does not wait for what drains, and of what must go it goes last.
     """
 
     fetch: Fetch
@@ -271,7 +271,7 @@ class Shards:
                 continue
             room = self._make_room(wish)
             if room is None:
-                if wish.level is Level.PREPARING and not self._pressed:
+                if wish.level is Level.PREPARING:
                     self._rows[recipe] = _Row(State.FAILED, reason=self._shortage(wish))
                 continue
             self._rows[recipe] = _Row(State.LOADING, cost_bytes=wish.cost_bytes)
@@ -283,8 +283,6 @@ class Shards:
         missing = self.used_bytes + wish.cost_bytes - self._budget_bytes
         if missing <= 0:
             return []
-        if self._pressed and not wish.pressing:
-            return None
         chosen: list[Recipe] = []
         for recipe in self._dispensable(r for r in self.loaded() if self._gives_way(self._wanted[r], wish)):
             if missing <= 0:
@@ -294,11 +292,6 @@ class Shards:
         if missing > 0:
             return None
         return [self._unload(recipe) for recipe in chosen]
-
-    @property
-    def _pressed(self) -> bool:
-        """Whether requests wait for shards here, or did a moment ago: nothing else makes room for itself then."""
-        return any(wish.pressing for wish in self._wanted.values())
 
     def _dispensable(self, recipes: Iterable[Recipe]) -> list[Recipe]:
         """Loaded shards in the order in which they may go: the least needed first, of equals the dearest."""
@@ -311,9 +304,7 @@ class Shards:
 
     def _gives_way(self, held: Wanted, wish: Wanted) -> bool:
         """Whether a loaded shard may go for a wish; what serves another model stays, since the planner counts on it."""
-        if held.pressing:
-            return False
-        if wish.pressing and (held.level is Level.DRAINING or _in_the_making(held, wish.model)):
+        if wish.pressing and held.level is Level.DRAINING and not held.pressing:
             return True
         return held.need > wish.need and (held.level in _PASSING or held.model == wish.model)
 
@@ -331,11 +322,6 @@ def _file(fetch: Fetch) -> FetchFile:
     """How to get a shard's file."""
     recipe = fetch.recipe
     return FetchFile("shard", recipe.key, fetch.size_bytes, fetch.sha256, fetch.holders, recipe, fetch.golden)
-
-
-def _in_the_making(held: Wanted, model: str) -> bool:
-    """Whether a shard is of a plan of the model that does not serve yet."""
-    return held.level is Level.PREPARING and held.model == model
 
 
 def _resting(row: _Row) -> bool:

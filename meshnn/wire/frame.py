@@ -86,6 +86,12 @@ class FrameParser:
         """Whether a frame has begun and is not whole."""
         return self._payload is not None or self._skipping or self._filled > self._start
 
+    def end(self) -> None:
+        """No more bytes come: let go of the buffers, and of whoever admits."""
+        self._scratch, self._payload, self._missing_bytes = bytearray(1), None, 0
+        self._start = self._filled = 0
+        self._admit = _refuse
+
     def get_buffer(self) -> memoryview:
         """Where the next bytes go; never empty."""
         if self._payload is not None:
@@ -202,3 +208,9 @@ class FrameParser:
         """Grows the scratch for a meta part that does not fit; at most 64 KiB and a header."""
         if size_bytes > len(self._scratch):
             self._scratch = bytearray(self._scratch) + bytearray(size_bytes - len(self._scratch))
+
+
+def _refuse(kind: int, meta: bytes, payload_bytes: int) -> bool:
+    """Admit nothing."""
+    del kind, meta, payload_bytes
+    return False

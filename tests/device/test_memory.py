@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import psutil
@@ -74,18 +73,6 @@ def test_this_process_is_seen_to_grow() -> None:
     taken = bytearray(b"x") * (64 * MIB)
     assert look().own_bytes - before > 60 * MIB
     del taken
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="this C library is not glibc")
-def test_what_was_freed_goes_back_to_the_system() -> None:
-    """Blocks freed between others that are still in use: the C library keeps their pages until it is asked."""
-    blocks = [bytearray(b"x") * 100_000 for _ in range(1000)]
-    kept = blocks[::50]
-    del blocks
-    before = look().own_bytes
-    memory.give_back()
-    assert before - look().own_bytes > 40 * MIB
-    assert len(kept) == 20
 
 
 def test_a_system_that_does_not_tell_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import random
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -15,6 +17,7 @@ import pytest
 
 from meshnn.net.refusals import QUIET_S, Refusals
 from meshnn.net.security import Authority, Identity, mesh_tag
+from meshnn.net.stream import FramedStream
 from meshnn.net.transport import Limits
 from meshnn.telemetry import captured
 from meshnn.wire.datagram import DatagramHeader, encode_datagram
@@ -61,6 +64,28 @@ def garbage(draw: random.Random) -> tuple[bool, bytes]:
     ]
     plain = [draw.randbytes(draw.randrange(1, 2000)), b"GET / HTTP/1.1\r\n\r\n", oversize, b"\x16\x03\x01" + bytes(200)]
     return (True, draw.choice(inside)) if draw.random() < 0.5 else (False, draw.choice(plain))
+
+
+@pytest.fixture
+def _no_collector() -> Iterator[None]:
+    """Without the garbage collector: what holds itself stays."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collector")
+async def test_a_connection_that_ends_gives_its_memory_back_at_once(peers: StartPeer, tmp_path: Path) -> None:
+    """Neither a stranger's nor a neighbour's stream waits for the garbage collector, with 300 kB of buffers each."""
+    a, b = await peers("a"), await peers("b")
+    stranger = Identity.load(tmp_path / "stranger")
+    for _ in range(5):
+        await say_inside_tls(a, stranger, head(Kind.MESSAGE, b"x"))
+    await link(a, b)
+    await b.transport.stop()
+    await a.recorder.until("unlinked", b.id)
+    await eventually(lambda: not any(isinstance(one, FramedStream) for one in gc.get_objects()))
 
 
 async def test_garbage_connections_leave_nothing_behind(peers: StartPeer, tmp_path: Path) -> None:

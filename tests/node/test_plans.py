@@ -7,7 +7,7 @@ import msgspec
 from meshnn.cluster.election import TERM_MAX
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.node.effects import Effect, Load, PlansChanged, Send, Unload
-from meshnn.node.plans import DRAIN_S, ORPHAN_S, PRESSING_S, UNPLANNED_MAX, PlanBook
+from meshnn.node.plans import DRAIN_S, GONE_S, ORPHAN_S, PRESSING_S, UNPLANNED_MAX, PlanBook
 from meshnn.node.shards import Shards
 from meshnn.plan.messages import Activate, Fetch, Outlook, Prepare, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import Epoch, Group, Lane, Plan, PlanSet, Recipe, Shard, Stage
@@ -113,26 +113,60 @@ def test_a_contingency_on_disk_is_the_last_resort() -> None:
     assert bench.book.choose("cat", frozenset({C})) == plans.without(C)
 
 
-def test_a_contingency_that_is_asked_for_takes_its_place_back_from_a_plan_in_the_making() -> None:
+def stages(epoch: Epoch, *parts: tuple[int, int, DeviceId]) -> PlanSet:
+    """A plan of these ranges of operators on these devices, without contingencies."""
+    lane = Lane(tuple(Stage(first, last, (Group((Shard(device, BOOT),)),)) for first, last, device in parts))
+    return PlanSet(Plan(epoch, "cat", CAT.digest, (lane,)))
+
+
+def test_a_contingency_that_is_asked_for_takes_its_place_back_from_a_plan_that_counts_on_the_dead() -> None:
     """A request for it says that its death has come; some time later it is one of many again."""
     room, plans = Bench(), plan_set()
     room.serve(plans)
-    budget, spare = room.shards.used_bytes, plans.contingencies[1].recipes_of(A)[0]
-    bench = Bench(budget)
+    spare = plans.contingencies[1].recipes_of(A)[0]
+    bench = Bench(room.shards.used_bytes)
     bench.serve(plans)
     assert bench.shards.handle(spare) is not None
-    whole = PlanSet(Plan(SECOND, "cat", CAT.digest, (Lane((Stage(0, 7, (Group((Shard(A, BOOT),)),)),)),)))
-    bench.load(bench.book.on_prepare(C, prepare(whole), 1.0))
+    bench.load(bench.book.on_prepare(C, prepare(stages(SECOND, (0, 6, A), (7, 7, C))), 1.0))
     assert bench.shards.handle(spare) is None
     bench.load(bench.book.on_asked("cat", FIRST.without(C), 2.0))
     assert bench.shards.handle(spare) is not None
     assert bench.book.on_asked("cat", FIRST.without(C), 3.0) == []
-    assert bench.book.deadline == 3.0 + PRESSING_S
-    assert bench.book.on_deadline(2.9 + PRESSING_S) == []
-    bench.load(bench.book.on_deadline(3.0 + PRESSING_S))
+    times = [bench.book.deadline]
+    assert bench.book.on_deadline(1.9 + GONE_S) == []
+    bench.load(bench.book.on_deadline(2.0 + GONE_S))
     assert bench.shards.handle(spare) is None
+    times.append(bench.book.deadline)
+    bench.book.on_deadline(3.0 + PRESSING_S)
+    assert [*times, bench.book.deadline] == [2.0 + GONE_S, 3.0 + PRESSING_S, None]
     assert bench.book.on_asked("cat", FIRST, 20.0) == []
     assert bench.book.on_asked("dog", FIRST.without(C), 20.0) == []
+
+
+def test_who_is_back_is_counted_on_again() -> None:
+    """A link to the device that requests went around: a plan that counts on it is prepared at once."""
+    room, plans = Bench(), plan_set()
+    room.serve(plans)
+    bench = Bench(room.shards.used_bytes)
+    bench.serve(plans)
+    bench.load(bench.book.on_asked("cat", FIRST.without(C), 2.0))
+    making = stages(SECOND, (0, 6, A), (7, 7, C))
+    assert not said(bench.load(bench.book.on_prepare(C, prepare(making), 2.1)), Refused)
+    assert making.main.recipes_of(A)[0] not in bench.shards.loaded()
+    bench.load(bench.book.on_linked(C, 2.2))
+    assert making.main.recipes_of(A)[0] in bench.shards.loaded()
+
+
+def test_a_plan_that_was_made_without_the_dead_takes_what_room_it_needs() -> None:
+    """It is the remedy: it is prepared whatever requests have asked for."""
+    room, plans = Bench(), plan_set()
+    room.serve(plans)
+    bench = Bench(room.shards.used_bytes)
+    bench.serve(plans)
+    bench.book.on_asked("cat", FIRST.without(C), 2.0)
+    whole = stages(SECOND, (0, 7, A))
+    told = said(bench.load(bench.book.on_prepare(B, prepare(whole), 3.0)), Ready)
+    assert [message.loaded for _, message in told if isinstance(message, Ready)][-1] == (SECOND,)
 
 
 def test_an_older_plan_is_refused_with_the_newest_known() -> None:

@@ -82,25 +82,8 @@ def test_a_spare_shard_waits_for_what_drains() -> None:
     assert loads(shards.want([wish(1, Level.SPARE)])) == [R[1]]
 
 
-def test_what_requests_wait_for_takes_the_place_of_a_plan_in_the_making_which_waits() -> None:
-    """A contingency given up for the next plan comes back for a death; that plan is neither refused nor in the way."""
-    shards = loaded(wish(0, Level.ACTIVE), wish(1, Level.SPARE, 20))
-    making = [wish(2, Level.PREPARING, 5), wish(3, Level.PREPARING, 15)]
-    effects = shards.want([wish(0, Level.ACTIVE), wish(1, Level.SPARE, 20), *making])
-    assert unloads(effects) == [R[1]]
-    assert loads(shards.on_loaded(R[2], 2)) == [R[3]]
-    shards.on_loaded(R[3], 3)
-    asked = replace(wish(1, Level.SPARE, 20), pressing=True)
-    effects = shards.want([wish(0, Level.ACTIVE), asked, *making])
-    assert (unloads(effects), loads(effects)) == ([R[3], R[2]], [R[1]])
-    shards.on_loaded(R[1], 1)
-    assert [shards.state(R[number]) for number in range(4)] == [State.LOADED, State.LOADED, State.DISK, State.DISK]
-    effects = shards.want([wish(0, Level.ACTIVE), wish(1, Level.SPARE, 20), *making])
-    assert (unloads(effects), loads(effects)) == ([R[1]], [R[2]])
-
-
-def test_what_requests_wait_for_costs_no_plan_that_serves_its_place() -> None:
-    """One that has no room beside its plan waits for the leader; what is worth more stays, what drains goes."""
+def test_what_requests_wait_for_does_not_wait_for_what_drains() -> None:
+    """It costs neither a plan that serves its place nor a contingency of more value."""
     held = [wish(0, Level.ACTIVE, 20), wish(1, Level.SPARE)]
     shards = loaded(*held)
     assert shards.want([*held, replace(wish(2, Level.SPARE), pressing=True, rank=1)]) == []
@@ -108,6 +91,16 @@ def test_what_requests_wait_for_costs_no_plan_that_serves_its_place() -> None:
     held = [wish(0, Level.ACTIVE, 20), wish(1, Level.DRAINING)]
     effects = shards.want([*held, replace(wish(2, Level.SPARE), pressing=True, rank=1)])
     assert (unloads(effects), loads(effects)) == ([R[1]], [R[2]])
+
+
+def test_what_requests_use_goes_last_for_the_plan_that_replaces_it() -> None:
+    """The next plan takes the room of the plan that lost a device before that of the contingency that serves."""
+    shards = loaded(wish(0, Level.ACTIVE), wish(1, Level.SPARE), wish(2, Level.SPARE))
+    serving = replace(wish(1, Level.SPARE), pressing=True)
+    held = [wish(0, Level.ACTIVE), serving, wish(2, Level.SPARE)]
+    assert unloads(shards.want([*held, wish(3, Level.PREPARING, 20)])) == [R[2], R[0]]
+    shards = loaded(wish(0, Level.ACTIVE), wish(1, Level.SPARE), wish(2, Level.SPARE))
+    assert unloads(shards.want([*held, wish(3, Level.PREPARING, 30)])) == [R[2], R[0], R[1]]
 
 
 def test_contingencies_that_do_not_serve_give_way_to_those_that_do() -> None:

@@ -20,12 +20,9 @@ from tools.processes import Device
 LOCAL = "127.0.0.1"
 ROUNDS = 30
 WARM_ROUNDS = 10
-# Links cost a node memory until it has seen some five hundred (measured): that is not what is asked here.
-WARM_LINKS = 600
 GROWTH_BYTES_MAX = 1 << 20
 WAIT_S = 20.0
-# A node gives freed memory back every ten seconds: what it holds is the least of so many looks, one a second.
-LOOKS = 25
+REST_S = 2.0
 GIANT = 4 << 30
 
 BODIES: dict[str, bytes] = {
@@ -52,30 +49,23 @@ def oversize(ground: Ground, verdict: Verdict) -> None:
         "http_head_of_1_mib": _over_http(node, {"X": "x" * (1 << 20)}),
         "http_million_fields": _over_http(node, {f"X-{number}": "x" for number in range(2000)}),
     }
-    calm = _over_a_link(node, ground.mesh.mesh, identity, head(Kind.MESSAGE, b"", 4) + b"\xa0" * 4)
-    for _ in range(WARM_LINKS):
-        calm()
     for _ in range(WARM_ROUNDS):
         for claim in claims.values():
             claim()
-    before = _held_bytes(node)
     for name, claim in claims.items():
+        _rest()
+        before = rss_bytes(node)
         for _ in range(ROUNDS):
             claim()
-        after = _held_bytes(node)
-        before, grown = after, after - before
+        _rest()
+        grown = rss_bytes(node) - before
         verdict.figures[f"{name}_kib"] = grown >> 10
         verdict.check(grown < GROWTH_BYTES_MAX, f"{name}: {grown >> 10} KiB more after {ROUNDS} of them")
     verdict.check(node.meshnn("status").code == 0, "it answers no more")
 
 
-def _held_bytes(node: Device) -> int:
-    """The memory of a node that rests."""
-    looks = []
-    for _ in range(LOOKS):
-        threading.Event().wait(1.0)
-        looks.append(rss_bytes(node))
-    return min(looks)
+def _rest() -> None:
+    threading.Event().wait(REST_S)
 
 
 def _over_a_link(node: Device, mesh: str, identity: Identity, data: bytes) -> Callable[[], None]:

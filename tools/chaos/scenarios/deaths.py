@@ -86,6 +86,8 @@ def _deaths(
     p99_s, buried_s = percentile(course.rerouted, 0.99), max(course.buried)
     verdict.check(bool(course.rerouted), "no request was hit: nothing was measured")
     verdict.check(p99_s <= limit_s, f"re-routed in {p99_s} s at p99")
+    # Requests that came later, or went round twice, are no re-routes; they must not wait either.
+    verdict.check(longest <= 2 * limit_s, f"an answer took {longest:.1f} s")
     verdict.check(buried_s <= dead_limit_s, f"dead in every view after {buried_s} s")
 
 
