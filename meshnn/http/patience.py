@@ -20,6 +20,8 @@ from meshnn.http.guard import Handler
 from meshnn.telemetry import logger
 
 _TIMEOUT = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+_HEAD_END = b"\r\n\r\n"
 _CROWDED = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\nContent-Length: 0\r\n\r\n"
 
 _log = logger(__name__)
@@ -29,6 +31,7 @@ class Patience(msgspec.Struct, frozen=True, kw_only=True):
     """The bounds; the defaults are for programs on this machine."""
 
     head_s: float = 8.0  # from a request's first byte, or from the connection's beginning, to the end of its head
+    head_bytes: int = 65536  # of a request's head; aiohttp bounds each line, and keeps what it refuses
     idle_s: float = 75.0  # between two requests of one connection
     body_s: float = 6.0  # in every so many seconds at least `body_bytes` of an unfinished body come
     body_bytes: int = 4096
@@ -135,6 +138,7 @@ class _Guest(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._idle = False
+        self._head: bytes | None = b""  # what came of a head that is not whole; None in a body
 
     @property
     def idle(self) -> bool:
@@ -167,6 +171,9 @@ class _Guest(asyncio.Protocol):
         if self._idle:
             self._idle = False
             self._wait(self._patience.head_s)
+        if self._head is not None and self._overlong(data):
+            self.dismiss(_TOO_LONG)
+            return
         self.inner.data_received(data)
 
     def eof_received(self) -> bool | None:
@@ -194,12 +201,14 @@ class _Guest(asyncio.Protocol):
     def serving(self, request: web.Request) -> None:
         """A head is whole: the node is at work, and `pieces` sees to the body."""
         self._request = request
+        self._head = None
         self._stop(self._timer)
 
     def served(self) -> None:
         """The answer is made: the next request may take its time to begin."""
         self._request = None
         self._idle = True
+        self._head = b""
         self._reception.waits(self.inner)
         self._wait(self._patience.idle_s)
 
@@ -212,6 +221,13 @@ class _Guest(asyncio.Protocol):
             self._timer = self._loop.call_later(self._patience.stall_s, self._abort)
 
     # -- inside
+
+    def _overlong(self, data: bytes) -> bool:
+        """Whether a head that is not whole is longer than one can be."""
+        assert self._head is not None
+        head = self._head + data[: self._patience.head_bytes]
+        self._head = None if _HEAD_END in head else head
+        return self._head is not None and len(self._head) >= self._patience.head_bytes
 
     def _wait(self, for_s: float) -> None:
         self._stop(self._timer)

@@ -101,6 +101,27 @@ async def test_a_head_that_does_not_come_whole_ends_the_connection(beginning: by
         await eventually(lambda: server.reception.connections == 0)
 
 
+@pytest.mark.parametrize("pieces_of", [1 << 20, 1000])
+async def test_a_head_without_end_is_refused_before_anybody_keeps_it(pieces_of: int) -> None:
+    """More than a head can be, at once or in pieces: 431; a head that is whole lets its body be as long as it likes."""
+    patience = Patience(connections=4)
+    endless = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 100_000
+    whole = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + bytes(300_000)
+    async with served(patience) as server:
+        for _ in range(2):
+            reader, writer = await server.call(whole)
+            assert b"\r\n\r\n300000" in await reader.readuntil(b"300000")
+            writer.write(whole)
+            assert b"\r\n\r\n300000" in await reader.readuntil(b"300000")
+            reader, writer = await server.call()
+            with contextlib.suppress(ConnectionError):
+                for at in range(0, len(endless), pieces_of):
+                    writer.write(endless[at : at + pieces_of])
+                    await writer.drain()
+            assert (await said(reader)).split()[1:2] in ([b"431"], [])
+        await eventually(lambda: server.reception.connections == 2)
+
+
 async def test_a_head_that_drips_ends_the_connection() -> None:
     """One byte after the other does not begin the time anew."""
     async with served(SHORT) as server:
