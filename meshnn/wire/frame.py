@@ -91,6 +91,7 @@ class FrameParser:
         self._scratch, self._payload, self._missing_bytes = bytearray(1), None, 0
         self._start = self._filled = 0
         self._admit = _refuse
+        self._broken = PeerError("the stream has ended")  # the error of before holds frames that hold this parser
 
     def get_buffer(self) -> memoryview:
         """Where the next bytes go; never empty."""

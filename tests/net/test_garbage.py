@@ -21,7 +21,7 @@ from meshnn.net.stream import FramedStream
 from meshnn.net.transport import Limits
 from meshnn.telemetry import captured
 from meshnn.wire.datagram import DatagramHeader, encode_datagram
-from meshnn.wire.frame import HEADER, MAGIC, VERSION, Kind, head
+from meshnn.wire.frame import HEADER, MAGIC, VERSION, FrameParser, Kind, head
 from tests.net.recorder import LOCAL, MESH, Note, Peer, StartPeer, eventually, link
 
 CONNECTIONS = 200
@@ -82,10 +82,11 @@ async def test_a_connection_that_ends_gives_its_memory_back_at_once(peers: Start
     stranger = Identity.load(tmp_path / "stranger")
     for _ in range(5):
         await say_inside_tls(a, stranger, head(Kind.MESSAGE, b"x"))
+        await say_inside_tls(a, stranger, b"no frame at all")
     await link(a, b)
     await b.transport.stop()
     await a.recorder.until("unlinked", b.id)
-    await eventually(lambda: not any(isinstance(one, FramedStream) for one in gc.get_objects()))
+    await eventually(lambda: not any(isinstance(one, FramedStream | FrameParser) for one in gc.get_objects()))
 
 
 async def test_garbage_connections_leave_nothing_behind(peers: StartPeer, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,3 +153,24 @@ def test_a_frame_is_given_out_before_the_next_is_offered() -> None:
     parser.get_buffer()[: len(data)] = data
     story.extend(f"taken {frame.meta.decode()}" for frame in parser.feed(len(data)))
     assert story == ["offered one", "taken one", "offered two", "taken two"]
+
+
+def test_a_parser_that_has_ended_is_gone_with_its_last_user() -> None:
+    """The error that broke it holds frames that hold the parser: without the garbage collector they would stay."""
+    gc.disable()
+    try:
+        parser = FrameParser(10, lambda kind, meta, payload_bytes: True)
+        parser.get_buffer()[:4] = b"garb"
+        with pytest.raises(PeerError, match="not a meshnn frame"):
+            parser.buffer_updated(4)
+        with pytest.raises(PeerError, match="not a meshnn frame"):
+            parser.buffer_updated(1)
+        parser.end()
+        with pytest.raises(PeerError, match="ended"):
+            parser.buffer_updated(1)
+        parser.end()
+        left = weakref.ref(parser)
+        del parser
+        assert left() is None
+    finally:
+        gc.enable()
