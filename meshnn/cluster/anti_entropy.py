@@ -21,6 +21,7 @@ class AntiEntropy:
         self._roster = roster
         self._post = post
         self._rng = rng
+        self._differed = False
 
     def start(self, now: float) -> None:
         """Begin the periodic exchanges."""
@@ -35,21 +36,26 @@ class AntiEntropy:
         pairs = zip(self._roster.digest(), digest.hashes, strict=True)
         differing = tuple(bucket for bucket, (ours, theirs) in enumerate(pairs) if ours != theirs)
         if differing:
+            self._differed = True
             self._push(source, differing, differing)
 
     def on_wants(self, source: DeviceId, buckets: tuple[int, ...]) -> None:
         """Send our rows of the buckets another member asked for."""
         if buckets:
+            self._differed = True
             self._push(source, buckets, ())
 
     def on_deadline(self, now: float) -> None:
-        """Open the periodic exchange with a random member."""
+        """Open the periodic exchange with a random member; soon again while tables differ."""
         if self.deadline is None or now < self.deadline:
             return
         others = self._roster.others
         if others:
             self.open(self._rng.choice(others))
-        self.deadline = now + self._roster.timing.sync_interval_s * self._rng.uniform(0.9, 1.1)
+        timing = self._roster.timing
+        interval_s = timing.sync_again_s if self._differed else timing.sync_interval_s
+        self._differed = False
+        self.deadline = now + interval_s * self._rng.uniform(0.9, 1.1)
 
     def _push(self, to: DeviceId, buckets: tuple[int, ...], wants: tuple[int, ...]) -> None:
         rows = self._roster.rows_in(buckets)

@@ -16,6 +16,10 @@ SIZE_MIN = 48
 MISSES_MAX = 16
 """After so many rumours that do not fit in what is left of a message it leaves as it is: there may be thousands."""
 
+BACKLOG_TRANSMITS = 4
+"""While more rows wait than a message holds, each is told less often: a thousand that restart together would fill
+their links for minutes with what all know by then; anti-entropy brings what somebody missed."""
+
 LOAD_TRANSMITS = 4
 """Load is stale soon and anti-entropy repairs what is missed, so it is told less often than the rest."""
 
@@ -76,6 +80,11 @@ class RumourQueue:
         """Whether anything but load waits: load only rides along."""
         return any(priority < 3 for priority, _ in self._buckets)
 
+    @property
+    def crowded(self) -> bool:
+        """Whether more waits than a message may hold."""
+        return len(self._entries) > RUMOURS_MAX
+
     def add(self, rumour: Rumour, first: bool = False) -> None:
         """Queue a rumour in place of an older one about the same matter; `first` puts it among the most urgent."""
         key = (subject_of(rumour), _slot_of(rumour))
@@ -113,10 +122,17 @@ class RumourQueue:
         entry = self._entries[key]
         self._drop(key)
         entry.transmits += 1
-        if entry.transmits < (min(transmits, LOAD_TRANSMITS) if entry.place[0] == 3 else transmits):
+        if entry.transmits < self._transmits(entry, transmits):
             entry.place = (entry.place[0], entry.transmits)
             self._entries[key] = entry
             self._buckets.setdefault(entry.place, {})[key] = None
+
+    def _transmits(self, entry: _Entry, transmits: int) -> int:
+        """How often a rumour is told."""
+        priority = entry.place[0]
+        if priority == 3:
+            return min(transmits, LOAD_TRANSMITS)
+        return min(transmits, BACKLOG_TRANSMITS) if priority == 2 and self.crowded else transmits
 
     def _drop(self, key: _Key) -> None:
         entry = self._entries.pop(key, None)

@@ -13,6 +13,9 @@ from meshnn.cluster.messages import PAYLOAD_BYTES_MAX, Datagram, Estimate, Gossi
 from meshnn.cluster.roster import Roster
 from meshnn.cluster.timing import ECHO_INTERVAL_S, GOSSIP_INTERVAL_S, GOSSIP_TO_DEAD_S
 
+BACKLOG_FANOUT = 2
+"""While more waits than a message holds, each round goes to so many times as many members."""
+
 
 class Post:
     """Collects effects; every datagram carries first what we hold against its receiver, then the queued rumours."""
@@ -108,7 +111,7 @@ class Post:
         if self._gossip_at is None or now < self._gossip_at:
             return
         ears = list(self._roster.others) + self._roster.recently_dead(now, GOSSIP_TO_DEAD_S)
-        fanout = self._roster.timing.fanout
+        fanout = self._roster.timing.fanout * (BACKLOG_FANOUT if self._queue.crowded else 1)
         for device in self._rng.sample(ears, min(fanout, len(ears))):
             if self._queue.pressing:
                 self.send(device, Gossip())

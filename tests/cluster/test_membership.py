@@ -8,6 +8,7 @@ from meshnn.cluster import roster
 from meshnn.cluster.effects import IdentityClash, MemberChanged, PersistIncarnation, SendDatagram, SendStream
 from meshnn.cluster.member import Capability, Load, MemberState
 from meshnn.cluster.messages import (
+    BUCKETS,
     Ack,
     Alive,
     Dead,
@@ -371,3 +372,17 @@ def test_a_stranger_is_no_member() -> None:
     stage = Stage(1)
     assert stage.hear(9, Ping(1, stage.cluster.me.boot_id)) == []
     assert device_id(9) not in stage.cluster.members
+
+
+def test_tables_that_differ_are_compared_again_soon_in_a_large_mesh() -> None:
+    """After an exchange that found a difference the next comes in seconds; where all is equal, in a minute."""
+    stage = Stage(*range(1, 60))
+    stage.wait(70.0, heard=tuple(range(1, 60)))
+    stage.effects.clear()
+    stage.wait(40.0, heard=tuple(range(1, 60)))
+    assert len(stage.sent(Digest)) <= 1
+    stage.effects.clear()
+    for _ in range(60):
+        stage.note(stage.cluster.on_stream_message(device_id(1), Digest((7,) * BUCKETS), stage.now))
+        stage.wait(1.0, heard=tuple(range(1, 60)))
+    assert len(stage.sent(Digest)) >= 5

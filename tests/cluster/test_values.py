@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import msgspec
 import pytest
 
 from meshnn.cluster.effects import Effect
-from meshnn.cluster.gossip import RumourQueue
+from meshnn.cluster.gossip import BACKLOG_TRANSMITS, RUMOURS_MAX, RumourQueue
 from meshnn.cluster.load_gate import LoadGate
 from meshnn.cluster.member import Capability, Load
-from meshnn.cluster.messages import Alive, Dead, LoadRow, Message, Ping, Rumour, Suspect, Sync, estimate_bytes
+from meshnn.cluster.messages import (
+    Alive,
+    Dead,
+    LoadRow,
+    Message,
+    Ping,
+    Rumour,
+    Suspect,
+    Sync,
+    estimate_bytes,
+    subject_of,
+)
 from meshnn.cluster.suspicion import suspicion_timeout_s
 from meshnn.cluster.timing import timing_for
 from tests.cluster.stage import advanced
@@ -86,6 +98,21 @@ def test_life_and_death_travel_before_rows_and_load() -> None:
     """Urgent rumours come first however late they were queued."""
     load, alive, dead = LoadRow(device_id(1), 1, Load()), Alive(member(2)), Dead(device_id(3), 1, device_id(4))
     assert _queue(load, alive, dead).take(1200, 8) == (dead, alive, load)
+
+
+def test_of_very_many_rows_each_is_told_less_often() -> None:
+    """More rows than a message holds leave after four tellings each, deaths after all of theirs; few rows as usual."""
+    rows = [Alive(member(number)) for number in range(2 * RUMOURS_MAX)]
+    queue = _queue(*rows, Dead(device_id(900), 1, device_id(4)))
+    assert queue.crowded
+    told = [rumour for _ in range(2000) for rumour in queue.take(1200, 16)]
+    counts = Counter(subject_of(rumour) for rumour in told)
+    assert counts[device_id(900)] == 16
+    assert min(counts.values()) >= BACKLOG_TRANSMITS
+    assert sum(count == BACKLOG_TRANSMITS for count in counts.values()) >= RUMOURS_MAX // 2
+    assert len(queue) == 0
+    few = _queue(*rows[:3])
+    assert len([rumour for _ in range(100) for rumour in few.take(1200, 16)]) == 3 * 16
 
 
 def test_the_least_told_rumour_comes_first() -> None:
