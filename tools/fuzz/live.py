@@ -74,7 +74,6 @@ class Requests:
         self._aside.start(self._stage.begin(ready))
         self._port, self._runner = self._aside.call(self._serve(ready))
         self._open: deque[tuple[socket.socket, bytes]] = deque()
-        self.answered = 0
 
     async def _serve(self, ready: asyncio.Event) -> tuple[int, web.AppRunner]:
         await ready.wait()
@@ -103,7 +102,6 @@ class Requests:
             connection.settimeout(ANSWER_S)
             while len(answer) < 4096 and (piece := connection.recv(4096)):
                 answer += piece
-        self.answered += bool(answer)
         assert not answer.startswith((b"HTTP/1.1 500", b"HTTP/1.0 500")), f"{answer[:300]!r} to {given[:300]!r}"
         assert not answer or answer.startswith(b"HTTP/"), f"{answer[:80]!r} to {given[:300]!r}"
 
