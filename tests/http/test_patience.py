@@ -107,6 +107,7 @@ async def test_a_head_without_end_is_refused_before_anybody_keeps_it(pieces_of: 
     patience = Patience(connections=4)
     endless = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: y\r\n" * 100_000
     whole = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 300000\r\n\r\n" + bytes(300_000)
+    words: list[bytes] = []
     async with served(patience) as server:
         for _ in range(2):
             reader, writer = await server.call(whole)
@@ -118,7 +119,9 @@ async def test_a_head_without_end_is_refused_before_anybody_keeps_it(pieces_of: 
                 for at in range(0, len(endless), pieces_of):
                     writer.write(endless[at : at + pieces_of])
                     await writer.drain()
-            assert (await said(reader)).split()[1:2] in ([b"431"], [])
+            words += (await said(reader)).split()[1:2]
+        # What is still on its way when the connection ends may cost a caller the answer, not all of them.
+        assert set(words) == {b"431"}
         await eventually(lambda: server.reception.connections == 2)
 
 
