@@ -20,13 +20,13 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.message import Message
-from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO
 from urllib.parse import urlsplit
 
 import msgspec
 
+from meshnn.addresses import REDIRECTS_MAX, opener, problem_of
 from meshnn.device import records
 from meshnn.errors import DownloadError, ModelError, NodeError, UsageError
 
@@ -37,7 +37,6 @@ TRIES = 5
 """Tries in a row that bring nothing new before a download is given up."""
 
 STALL_S = 30.0
-REDIRECTS_MAX = 5
 READ_BYTES = 64 << 10
 # Kept free on the disk, for logs and records.
 MARGIN_BYTES = 8_000_000
@@ -61,7 +60,7 @@ class Source(msgspec.Struct, frozen=True):
 def source_of(text: str) -> Source:
     """The source of an address with or without `#sha256=HEX`; UsageError for anything but http and https."""
     address, _, fragment = text.partition("#")
-    problem = _problem(address)
+    problem = problem_of(address)
     if problem:
         raise UsageError(f"{address!r} {problem}")
     if not fragment:
@@ -120,7 +119,7 @@ class _Fetching:
         self._note_path = note
         self._part_path = note.with_suffix(".part")
         self._told = told
-        self._opener = _opener()
+        self._opener = opener()
         self._stall_s = stall_s
         self._hasher = hashlib.sha256()
         self._have = 0
@@ -213,7 +212,7 @@ class _Fetching:
                 self._begin(response.status, response.headers)
                 self._take(response)
         except urllib.error.HTTPError as error:
-            with error:
+            with contextlib.closing(error):  # it may be closed already, and `with error` would mind
                 self._on_refusal(error)
         except urllib.error.URLError as error:
             raise self._unreached(error.reason) from None
@@ -338,60 +337,6 @@ class _Fetching:
         if isinstance(reason, ssl.SSLCertVerificationError):
             return DownloadError(f"{host} cannot prove who it is: {reason.verify_message}")
         return _BrokenOffError(_why(reason))
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows a few redirects, to http and https alone, and never from https down to http."""
-
-    max_redirections = REDIRECTS_MAX
-    max_repeats = 2
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        """The next request; DownloadError for an address that may not be followed."""
-        problem = _problem(newurl)
-        if req.type == "https" and urlsplit(newurl).scheme == "http":
-            problem = "is not encrypted"
-        if problem:
-            fp.close()
-            raise DownloadError(f"{req.full_url} redirects to {newurl[:200]!r}, which {problem}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """What opens http and https and nothing else: no files, no ftp, no data."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    return opener
-
-
-def _problem(address: str) -> str:
-    """Why an address cannot be fetched, or ""."""
-    try:
-        parts = urlsplit(address)
-        port = parts.port
-    except ValueError:
-        return "is no address"
-    if parts.scheme not in {"http", "https"}:
-        return "is neither http nor https"
-    if not parts.hostname or port == 0 or not address.isascii() or not address.isprintable() or " " in address:
-        return "is no address"
-    return "has a name or password in it, which is not supported" if parts.username is not None else ""
 
 
 def _differ(one: object, other: object) -> bool:

@@ -98,6 +98,17 @@ def status(code: int, **headers: str) -> Manner:
     return lambda request, shelf: _send(request, shelf, code, {"Content-Length": "0", **named}, b"")
 
 
+def drags_on(place: str) -> Manner:
+    """Leads elsewhere, with a page beside it that never comes."""
+
+    def manner(request: BaseHTTPRequestHandler, shelf: Shelf) -> None:
+        _send(request, shelf, 302, {"Location": place, "Content-Length": "1000000000"}, b"a page")
+        request.wfile.flush()
+        shelf.over.wait()
+
+    return manner
+
+
 def packed(request: BaseHTTPRequestHandler, shelf: Shelf) -> None:
     """A body that says it is compressed."""
     headers = {"Content-Length": str(len(shelf.data)), "Content-Encoding": "gzip"}

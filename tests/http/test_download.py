@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from meshnn import download
+from meshnn import addresses, download
 from meshnn.download import Source, fetch, source_of
 from meshnn.errors import DownloadError, MeshError, ModelError, NodeError, UsageError
 from tests import web
@@ -392,12 +392,12 @@ def test_redirects_are_bounded(shelf: Shelf, fetched: Fetch) -> None:
     with pytest.raises(DownloadError, match="circle"):
         fetched(shelf)
     asked = len(shelf.asked)
-    assert asked <= 1 + download.REDIRECTS_MAX
+    assert asked <= 1 + addresses.REDIRECTS_MAX
     shelf.always = None
     shelf.manners = [web.status(302, Location=f"/{step}") for step in range(20)]
-    with pytest.raises(DownloadError, match=f"more than {download.REDIRECTS_MAX} times"):
+    with pytest.raises(DownloadError, match=f"more than {addresses.REDIRECTS_MAX} times"):
         fetched(shelf)
-    assert len(shelf.asked) - asked <= 1 + download.REDIRECTS_MAX
+    assert len(shelf.asked) - asked <= 1 + addresses.REDIRECTS_MAX
 
 
 @pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x", "data:,x", "http://u:p@127.0.0.1/"])
@@ -411,10 +411,27 @@ def test_redirects_lead_to_http_alone(shelf: Shelf, fetched: Fetch, place: str) 
     assert next(fetched.folder.glob("*.part")).read_bytes() == b""
 
 
+@pytest.mark.parametrize("place", ["http://[::1%x]:99999/", "http://[\u00e9/", "//[x", "http://a:b/"])
+def test_a_redirect_to_no_address_is_said(shelf: Shelf, fetched: Fetch, place: str) -> None:
+    """In one line, whatever the address library trips over."""
+    shelf.always = web.status(302, Location=place)
+    with pytest.raises(DownloadError, match="is no address") as raised:
+        fetched(shelf)
+    _one_line(raised.value)
+
+
+def test_what_is_written_beside_a_redirect_is_not_read(shelf: Shelf, fetched: Fetch) -> None:
+    """A page of a gigabyte there costs neither memory nor time."""
+    shelf.manners = [web.drags_on(f"{shelf.address}/there.tflite")]
+    path = fetched.source(Source(f"{shelf.address}/model.tflite", SHA256), stall_s=1.0)
+    assert path.read_bytes() == DATA
+    assert fetched.pauses == []
+
+
 def test_redirects_never_lose_encryption() -> None:
     """From https to http is refused, the other way is not."""
     headers = http.client.HTTPMessage(email.message.Message().policy)
-    follow = download._Redirects().redirect_request
+    follow = addresses.Redirects().redirect_request
     safe, plain = urllib.request.Request("https://a.test/x"), urllib.request.Request("http://a.test/x")
     with pytest.raises(DownloadError, match="not encrypted"):
         follow(safe, io.BytesIO(), 302, "Found", headers, "http://a.test/y")

@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 
 from meshnn.telemetry import captured
-from tools.fuzz import files, live, machines, plans, requests, small, streams, wire
+from tools.fuzz import downloads, files, live, machines, plans, requests, small, streams, wire
 from tools.fuzz.border import Border, Result, fuzz
 
 BORDERS: dict[str, Border] = {
     border.name: border
-    for module in (wire, streams, files, plans, small, machines, requests, live)
+    for module in (wire, streams, files, plans, small, machines, downloads, requests, live)
     for border in module.BORDERS
 }
 HEADING = f"{'border':<10}{'inputs':>10}{'refused':>10}{'slowest':>10}{'memory':>11}{'wall':>9}  findings"
