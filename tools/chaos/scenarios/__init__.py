@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from tools.acceptance.verdict import Verdict
 from tools.chaos.rig import Options
-from tools.chaos.scenarios import clone, cold, deaths, network, plans, requests, sleep
+from tools.chaos.scenarios import clone, cold, deaths, loss, network, plans, requests, sleep
 
 SCENARIOS: Mapping[str, Callable[[Options, Verdict], None]] = {
     "kill": deaths.kill,
@@ -15,6 +15,7 @@ SCENARIOS: Mapping[str, Callable[[Options, Verdict], None]] = {
     "sleep": sleep.sleep,
     "sleep-leader": sleep.sleep_leader,
     "overload": requests.overload,
+    "loss": loss.loss,
     "network": network.change,
     "no-multicast": network.without_multicast,
     "clone": clone.clone,
