@@ -1,13 +1,15 @@
 """`python -m tools.large_model MODEL`: what a model of hundreds of megabytes costs the device that cuts it, and a mesh.
 
 First, in this process: digest, reading, describing, planning for devices that only together can hold it, cutting every
-shard, and writing each into a store. Then, with `--mesh FOLDER`, as many nodes on this machine with that budget each:
-the model is added, asked from two of them and compared with the whole, and what every node holds is listed. Linux only.
+shard, writing each into a store, and running the golden vector of each. Then, with `--mesh FOLDER`, as many nodes on
+this machine with that budget each: the model is added, asked from two of them and compared with the whole, and what
+every node holds is listed. Linux only.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import re
 import sys
@@ -23,6 +25,8 @@ from typing import Any
 import numpy as np
 
 from meshnn.cluster.member import BootId, DeviceId
+from meshnn.device import golden
+from meshnn.device.interpreter import Engine
 from meshnn.device.mapping import mapped
 from meshnn.device.part import digest_of_file
 from meshnn.device.store import Store
@@ -142,16 +146,39 @@ def written(cut: list[tuple[Recipe, Written]], folder: Path) -> bool:
     """Every shard into a store, as a node does it; prints each, and whether all were within the limits."""
     store = Store(folder)
     good = True
+    shards = []
     for recipe, shard in cut:
         with watched() as memory:
             path = store.write_shard(recipe.key, shard.chunks())
+        shards.append((recipe, path))
         good = good and memory.took_s < SHARD_LIMIT_S and memory.grown_bytes < SHARD_LIMIT_BYTES
         print(
             f"  operators {recipe.first} to {recipe.last}, {recipe.split} part {recipe.part}: "
             f"{path.stat().st_size / 1e6:.1f} MB in {memory.took_s:.2f} s (of these {memory.worked_s:.2f} s at work, "
             f"the rest waiting for the disk), {memory.grown_bytes / 1e6:.1f} MB more anonymous"
         )
+    proved(shards)
     return good
+
+
+def proved(shards: list[tuple[Recipe, Path]]) -> None:
+    """Run the golden vector of every shard, as the device that cuts does before a plan is prepared; prints the time."""
+
+    async def prove() -> None:
+        engine = Engine()
+        for recipe, path in shards:
+            loaded = await engine.load(path)
+            ran = await engine.run(loaded.handle, golden.inputs_for(loaded.inputs, recipe.key))
+            golden.facts_of(ran.outputs, engine.numeric_class)
+            engine.unload(loaded.handle)
+        await engine.close()
+
+    with watched() as memory:
+        asyncio.run(prove())
+    print(
+        f"golden vectors of these {len(shards)} shards: {memory.took_s:.2f} s, "
+        f"at most {memory.grown_bytes / 1e6:.0f} MB more anonymous"
+    )
 
 
 def served(path: Path, count: int, memory_mb: int, folder: Path) -> bool:
