@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from meshnn.cluster.effects import Effect
-from meshnn.cluster.gossip import BACKLOG_TRANSMITS, RUMOURS_MAX, RumourQueue
+from meshnn.cluster.gossip import BACKLOG_TRANSMITS, BEAT_TRANSMITS, RUMOURS_MAX, RumourQueue
 from meshnn.cluster.load_gate import LoadGate
 from meshnn.cluster.member import Capability, Load
 from meshnn.cluster.messages import (
     Alive,
+    Beat,
     Dead,
     LoadRow,
     Message,
@@ -113,6 +114,15 @@ def test_of_very_many_rows_each_is_told_less_often() -> None:
     assert len(queue) == 0
     few = _queue(*rows[:3])
     assert len([rumour for _ in range(100) for rumour in few.take(1200, 16)]) == 3 * 16
+
+
+def test_a_beat_is_told_only_until_the_next_one_comes() -> None:
+    """Six times, whatever a death needs in a mesh of that size; never more often than a small mesh tells anything."""
+    beat, dead = Beat(device_id(1), member(1).boot_id, 3, 4), Dead(device_id(2), 1, device_id(4))
+    for transmits, wanted in ((16, BEAT_TRANSMITS), (3, 3)):
+        queue = _queue(beat, dead)
+        told = Counter(subject_of(rumour) for _ in range(40) for rumour in queue.take(1200, transmits))
+        assert told == {device_id(1): wanted, device_id(2): transmits}
 
 
 def test_the_least_told_rumour_comes_first() -> None:
