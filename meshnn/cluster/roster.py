@@ -6,6 +6,7 @@ import functools
 import hashlib
 import types
 import zlib
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -30,7 +31,7 @@ class Roster:
         self._heard: dict[DeviceId, float] = {}
         self._hashes: dict[DeviceId, tuple[Member, int]] = {}
         self._dead: set[DeviceId] = set()
-        self._usable: tuple[DeviceId, ...] | None = None
+        self._usable: tuple[DeviceId, ...] = (me.device_id,)
         self._snapshot: Mapping[DeviceId, Member] | None = None
 
     @property
@@ -41,8 +42,6 @@ class Roster:
     @property
     def usable(self) -> tuple[DeviceId, ...]:
         """The ids of ALIVE and SUSPECT members, sorted."""
-        if self._usable is None:
-            self._usable = tuple(sorted(device for device, row in self._rows.items() if row.usable))
         return self._usable
 
     @property
@@ -89,14 +88,22 @@ class Roster:
         self._rows[row.device_id] = row
         (self._dead.add if row.state is MemberState.DEAD else self._dead.discard)(row.device_id)
         self._snapshot = None
-        if before is None or before.state is not row.state or before.boot_id != row.boot_id:
-            self._usable = None
-            if before is None or before.usable != row.usable or before.boot_id != row.boot_id:
-                self._since[row.device_id] = now
+        if (before is not None and before.usable) != row.usable:
+            self._recount(row)
+        if before is None or before.usable != row.usable or before.boot_id != row.boot_id:
+            self._since[row.device_id] = now
         if before is not None and before.boot_id != row.boot_id:
             self._heard.pop(row.device_id, None)
         if before is None or msgspec.structs.replace(before, load=row.load) != row:
             self.changes.append(MemberChanged(before, row))
+
+    def _recount(self, row: Member) -> None:
+        """Take a device into the usable ones, or out; sorting all of them anew at each of a thousand is slow."""
+        at = bisect_left(self._usable, row.device_id)
+        if row.usable:
+            self._usable = (*self._usable[:at], row.device_id, *self._usable[at:])
+        else:
+            self._usable = self._usable[:at] + self._usable[at + 1 :]
 
     def mark(self, row: Member, state: MemberState, now: float) -> None:
         """Store a row in another state."""
