@@ -34,6 +34,7 @@ SCENARIOS: dict[str, tuple[str, Measure]] = {
     "flapping": ("1001-1003", turmoil.flapping),
     "swizzle": ("1001-1003", turmoil.swizzle),
     "churn": ("1001-1002", turmoil.churn),
+    "churn-day": ("2001-2024", lambda seeds: turmoil.churn(seeds, minutes=60.0)),
     "corrupt": ("1001-1002", turmoil.corrupt),
     "clocks": ("1001-1003", turmoil.clocks),
     "speed": ("1001-1005", turmoil.speed),
