@@ -407,7 +407,7 @@ class Core:
         return self.contacts.review(self._dialable(), now)
 
     def _view(self, planned: dict[DeviceId, Member], now: float) -> View:
-        """The devices as a leader plans with them: slow ones as slow as they are, flappers to be used last."""
+        """The devices as a leader plans with them: slow ones as slow as they are, flappers and severed used last."""
         if not self.cluster.isolated:
             self.flaps.on_members({device: member.boot_id for device, member in planned.items()}, now)
         if not self.leader.leading:
@@ -416,7 +416,8 @@ class Core:
         self.paces.on_readings(self._readings.of(planned), now)
         alive = {d: slowed(member, self.paces.factor(d, member.boot_id)) for d, member in planned.items()}
         departures = {device: self.flaps.departures(device, now) for device in planned}
-        return View(alive, self.flaps.held(now), self.severed.pairs(planned), departures)
+        severed = self.severed.pairs(planned)
+        return View(alive, self.flaps.held(now).union(*severed), severed, departures)
 
     def _dialable(self) -> list[Member]:
         states = {MemberState.ALIVE, MemberState.SUSPECT}

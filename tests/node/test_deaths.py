@@ -10,7 +10,7 @@ from tests.node.cores import Cores, meet, model
 
 CAT = model("cat")
 # One operator takes 0.2 MB: five of eight fit, so two devices serve and the third has room for one of their parts.
-TIGHT, ROOMY = 1_100_000, 3_000_000
+TIGHT, ROOMY, THREE_NEEDED = 1_100_000, 3_000_000, 700_000
 
 
 def served(letters: str, memory_bytes: int) -> Cores:
@@ -99,6 +99,18 @@ def test_a_pair_that_cannot_talk_is_planned_apart_within_twenty_seconds() -> Non
     assert same_plan(mesh)
     assert {mesh.core(letter).cluster.term for letter in mesh.living} == {term}
     assert all(len(mesh.core(letter).cluster.alive) == 4 for letter in mesh.living)
+
+
+def test_who_cannot_reach_a_device_of_the_plan_can_ask_all_the_same() -> None:
+    """Whoever is asked sends to the first stage and hears from the last: where others can serve, neither end does."""
+    mesh = served("abcde", THREE_NEEDED)
+    leader = mesh.leader()
+    one = next(letter for letter in sorted(stages(mesh)) if letter != leader)
+    other = next(letter for letter in "abcde" if letter not in stages(mesh) | {leader or ""})
+    mesh.part(one, other)
+    assert mesh.run(20, lambda: stages(mesh).isdisjoint({one, other}) and mesh.settled("cat") and same_plan(mesh))
+    mesh.run(20)
+    assert stages(mesh).isdisjoint({one, other})
 
 
 def test_a_pair_that_talks_again_may_be_planned_together_again() -> None:

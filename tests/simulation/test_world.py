@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
+
 import pytest
 
 from meshnn.cluster.messages import Gossip
+from meshnn.node import problem
+from meshnn.plan.devices import Link, Links
+from meshnn.plan.plan import Epoch, Plan
+from tools.simulate import runtime
 from tools.simulate.disk import FLUSH_S, Disk
 from tools.simulate.host import Event
-from tools.simulate.mesh import Mesh
+from tools.simulate.mesh import Mesh, card
 from tools.simulate.world import World
 
 pytestmark = pytest.mark.simulation
@@ -195,3 +201,44 @@ def test_a_power_loss_takes_the_newest_files() -> None:
     assert set(disk.shards) == {"old", "new"}
     disk.crash(power=True)
     assert set(disk.shards) == {"old"}
+
+
+def test_a_remembered_plan_is_that_of_the_very_same_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of a problem differs, the planner is asked anew; else one mesh would serve by another's plans."""
+    asked: list[problem.Problem] = []
+
+    def answer(task: problem.Problem) -> str:
+        asked.append(task)
+        return str(len(asked))
+
+    monkeypatch.setattr(problem, "solve", answer)
+    monkeypatch.setattr(runtime, "_solved", {})
+    members = tuple(sorted(met().hosts[0].cluster.members.values(), key=lambda row: row.device_id))
+    one, other = members[0].device_id, members[1].device_id
+    task = problem.Problem("m", card("m"), members, Epoch(1, one, 1), {}, 3)
+    others = [
+        replace(task, **change)
+        for change in (
+            {"model": "n"},
+            {"card": card("m", digit="2")},
+            {"members": members[1:]},
+            {"epoch": Epoch(1, one, 2)},
+            {"used": {one: 5}},
+            {"origins": 4},
+            {"current": Plan(Epoch(1, one, 1), "m", "1" * 64, ())},
+            {"keep": True},
+            {"links": Links(pairs={(one, other): Link(0.0, 0.0)})},
+            {"avoid": frozenset({one})},
+            {"risk": {one: 2.0}},
+            {"spared": {one: 5}},
+        )
+    ]
+    assert {field.name for field in fields(task)} == {
+        field.name
+        for each in others
+        for field in fields(task)
+        if getattr(each, field.name) != getattr(task, field.name)
+    }
+    answers = [runtime.solve(each) for each in (task, *others, task, *others)]
+    assert len(asked) == 1 + len(others)
+    assert answers[: len(asked)] == answers[len(asked) :]

@@ -370,6 +370,13 @@ MUTANTS = (
         MEMORY,
     ),
     _node(
+        "who is severed from another is used last",
+        "core",
+        "self.flaps.held(now).union(*severed)",
+        "self.flaps.held(now)",
+        "tests/node/test_deaths.py",
+    ),
+    _node(
         "plans count on linked devices only",
         "contacts",
         "self._linked.get(device) == member.boot_id or",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -119,10 +120,13 @@ class Runtime:
 
 
 def solve(task: problem.Problem) -> PlanSet | str:
-    """The real planner's answer, remembered between worlds: it depends on nothing but the problem."""
-    current = None if task.current is None else (task.current.lanes, task.current.epoch)
-    facts = (task.card.digest, task.devices(), task.epoch, sorted(task.used.items()), task.origins, current)
-    key = msgspec.msgpack.encode([*facts, task.card.size_bytes])
+    """The real planner's answer, remembered between worlds: it depends on nothing but the problem, on all of it."""
+    facts = {field.name: getattr(task, field.name) for field in fields(task)}
+    # Of the members the planner sees what makes them devices; their loads change all the time.
+    facts |= {"members": task.devices(), "card": (task.card.digest, task.card.size_bytes)}
+    pairs = facts["pairs"] = sorted(task.links.pairs.items())
+    facts["links"] = msgspec.structs.replace(task.links, pairs={}) if pairs else task.links
+    key = msgspec.msgpack.encode(facts, order="deterministic")
     if key not in _solved:
         if len(_solved) >= SOLVED_MAX:
             _solved.clear()
