@@ -31,7 +31,7 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except ConnectionError:
         raise
     except Exception as error:  # noqa: BLE001 - the border: a bug answers 500, is logged, and the node lives on
-        _log.exception("http_handler_failed", path=request.path)
+        _log.exception("http_handler_failed", path=request.path, error=type(error).__name__)
         return refusal(MeshError(f"this node failed to handle the request: {type(error).__name__}"))
 
 

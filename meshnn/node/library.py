@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from meshnn.cluster.member import DeviceId
@@ -51,13 +51,22 @@ class Library:
         if not schema.available():
             raise ModelError("this device cannot read models (ai-edge-litert is not installed): add it on one that can")
         claim = _Claim()
+        work = asyncio.get_running_loop().create_task(self._take_in_turn(path, name, claim))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            claim.gone = True
+            raise
+
+    async def _take_in_turn(self, path: Path, name: str, claim: _Claim) -> Card:
+        """Take a model alone, to the end: whoever takes the same file next must not meet a thread that drops it."""
         async with self._taking:
-            try:
-                return await asyncio.to_thread(self._take, path, name, claim)
-            except asyncio.CancelledError:
-                if fresh := claim.give_up():
-                    await asyncio.to_thread(self.forget, fresh)
-                raise
+            claim.check()
+            card, fresh = await asyncio.to_thread(self._take, path, name)
+            if claim.gone and fresh:
+                await asyncio.to_thread(self.forget, card.digest)
+            claim.check()
+            return card
 
     def forget(self, digest: str) -> None:
         """Drop a model and its card from this disk; what is not here is ignored. Blocks on the disk."""
@@ -95,18 +104,17 @@ class Library:
         others = tuple(device for device in holders if device != self._me)
         return await self._fetch(Fetch("model", record.digest, record.size_bytes, record.digest, others))
 
-    def _take(self, path: Path, name: str, claim: _Claim) -> Card:
+    def _take(self, path: Path, name: str) -> tuple[Card, bool]:
+        """The card of a file that is stored now, and whether it was not here before."""
         here = digest_of_file(path)
         old = self._store.path("model", here) is not None
         digest, _ = self._store.add_model(path)
         try:
-            card = self._describe(digest, name)
-            claim.finish("" if old else digest)
+            return self._describe(digest, name), not old
         except BaseException:
             if not old:
                 self.forget(digest)
             raise
-        return card
 
     def _describe(self, digest: str, name: str) -> Card:
         stored = self._store.path("model", digest)
@@ -149,26 +157,16 @@ class Library:
             self._sound.add(digest)
 
 
+@dataclass(slots=True)
 class _Claim:
-    """Whether whoever brought a model still waits for it, decided once between the loop and the thread."""
+    """Whether whoever brought a model has gone away."""
 
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._gone = False
-        self._fresh = ""
+    gone: bool = False
 
-    def finish(self, fresh: str) -> None:
-        """In the thread: the model is taken; `fresh` is its digest where it was not here before. ModelError."""
-        with self._guard:
-            if self._gone:
-                raise ModelError("nobody waits for this model any more")
-            self._fresh = fresh
-
-    def give_up(self) -> str:
-        """On the loop: nobody waits; the digest to forget, where the thread was quicker."""
-        with self._guard:
-            self._gone = True
-            return self._fresh
+    def check(self) -> None:
+        """ModelError where nobody waits any more."""
+        if self.gone:
+            raise ModelError("nobody waits for this model any more")
 
 
 def shard_of(graph: Graph, card: Card, recipe: Recipe) -> Graph:

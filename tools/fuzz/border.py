@@ -120,7 +120,8 @@ def _episode(border: Border, count: int, seed: int, episode: int, folder: Path) 
         fault = _give(border, target, given, result)
         result.inputs += 1
         if fault:
-            result.findings.setdefault(fault, f"{how}\n  input: {_shown(given)}")
+            what, _, said = fault.partition("\n")
+            result.findings.setdefault(what, f"{how}\n  said: {said}\n  input: {_shown(given)}")
             if not border.again:
                 break
     try:
@@ -164,7 +165,7 @@ def _peak(border: Border, target: Target, given: object, counted: Result | None,
 
 
 def _taken(border: Border, target: Target, given: object, result: Result | None) -> str:
-    """Give an input; what it raised that the border does not promise, named by its place."""
+    """Give an input; what it raised that the border does not promise, named by its place, and below that its words."""
     try:
         target.take(given)
     except border.refuses:
@@ -174,7 +175,7 @@ def _taken(border: Border, target: Target, given: object, result: Result | None)
         frames = traceback.extract_tb(error.__traceback__)
         ours = [frame for frame in frames if "/meshnn/" in frame.filename] or list(frames)
         place = f"{Path(ours[-1].filename).name}:{ours[-1].lineno} {ours[-1].name}"
-        return f"{type(error).__name__} in {place}"
+        return f"{type(error).__name__} in {place}\n{str(error)[:SHOWN_BYTES]}"
     return ""
 
 
