@@ -254,7 +254,9 @@ class Cluster:
                 self._election.on_new_life(after.device_id, now)
         if self._roster.mine.state is not MemberState.LEFT:
             self._election.on_view(now)
-        self._deadline = None if self._gone else self._due()
+        due = None if self._gone else self._due()
+        # What an event makes due in the past is due now: a suspicion that a late confirmer cut short was not overslept.
+        self._deadline = None if due is None else max(due, now)
         return [*changes, *self._post.drain()]
 
     def _due(self) -> float | None:

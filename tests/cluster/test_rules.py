@@ -8,6 +8,7 @@ from meshnn.cluster.messages import (
     Alive,
     Dead,
     Gossip,
+    LeadAck,
     Ping,
     Suspect,
 )
@@ -88,6 +89,24 @@ def test_r2_a_probe_that_slept_through_is_no_failure() -> None:
     _probe_of(stage, 1)
     stage.suspend(5.0)
     assert [stage.state(peer) for peer in (1, 2, 3)] == [ALIVE] * 3
+
+
+def test_r2_a_suspicion_cut_short_by_late_confirmers_is_no_stall() -> None:
+    """Confirmed when the shortest time is over already, it runs out then: nothing starts anew, a leader stays one."""
+    stage = Stage(1, 2, 3, 4, 5)
+    stage.win(1, 3, 4, 5)
+    term = stage.cluster.term
+    stage.tell(1, _suspicion(2, 1))
+    stage.wait(2.0, heard=(1, 3, 4, 5))
+    for _ in range(8):
+        for peer in (1, 3, 4, 5):
+            stage.hear(peer, LeadAck(0, True, term))
+        stage.wait(1.0, heard=(1, 3, 4, 5))
+    for accuser in (3, 4):
+        stage.tell(accuser, _suspicion(2, accuser))
+    stage.wait(1.2, heard=(1, 3, 4, 5))
+    assert stage.state(2) is DEAD
+    assert stage.cluster.leader == device_id(0)
 
 
 def test_r2_is_noticed_at_any_door() -> None:
