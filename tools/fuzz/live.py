@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import web
 
 from meshnn.cluster.member import BootId, DeviceId
+from meshnn.errors import PeerError
 from meshnn.http.app import listen
 from meshnn.net.discovery import SERVICE, Discovery
 from meshnn.net.hello import Hello
@@ -305,6 +306,16 @@ def _announcements(rng: random.Random, folder: Path) -> Announcements:
 # Time is that of this side of the socket: a bound for what the node does would be its log and its answers.
 BORDERS = (
     Border("http", _requests, (), episode=20_000, share=0.02, again=False, limit_s=5.0, measures_memory=False),
-    Border("node", _neighbourhood, (), episode=10_000, share=0.05, again=False, limit_s=5.0, measures_memory=False),
+    # A header too large for any peer is refused by the stranger's own end.
+    Border(
+        "node",
+        _neighbourhood,
+        (PeerError,),
+        episode=10_000,
+        share=0.05,
+        again=False,
+        limit_s=5.0,
+        measures_memory=False,
+    ),
     Border("mdns", _announcements, (), episode=20_000, share=0.1, again=False, limit_s=5.0, measures_memory=False),
 )
