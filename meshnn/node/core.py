@@ -234,7 +234,7 @@ class Core:
         return self._settle(effects, now)
 
     def on_asked(self, model: str, epoch: Epoch, now: float) -> list[Effect]:
-        """A request came for a shard of this plan that is not loaded here."""
+        """A request came for a shard of this plan that is not loaded here, or is a contingency's."""
         return self._settle(self.book.on_asked(model, epoch, now), now)
 
     def on_card_fetched(self, digest: str, card: Card | None, now: float) -> list[Effect]:

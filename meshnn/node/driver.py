@@ -57,6 +57,7 @@ LOAD_EVERY_S = 5.0
 PEERS_EVERY_S = 5.0
 MEMORY_EVERY_S = 1.0
 NETWORK_EVERY_S = 2.0
+ASKED_AGAIN_S = 1.0
 # A change of the free disk by this part is worth telling the others.
 DISK_NEWS = 0.1
 
@@ -98,6 +99,7 @@ class Node:
         self._wake = asyncio.Event()
         self._changed = asyncio.Event()
         self._leaving = asyncio.Event()
+        self._asked_last: tuple[Epoch | None, float] = (None, 0.0)
         self._tasks = TaskSet("node")
         hello = Hello(config.mesh, config.name, self.boot, config.port or 0, http_port)
         self.key_taken = False
@@ -211,8 +213,11 @@ class Node:
         self.notify()
 
     def _asked(self, model: str, epoch: Epoch) -> None:
-        """A request came for a shard that is not loaded here."""
-        self.post(partial(self.core.on_asked, model, epoch))
+        """Requests come for a contingency here; so many may that saying it once a second is enough."""
+        now = self._now()
+        if self._asked_last[0] != epoch or now - self._asked_last[1] >= ASKED_AGAIN_S:
+            self._asked_last = (epoch, now)
+            self.post(partial(self.core.on_asked, model, epoch))
 
     def change_key(self, address: tuple[str, int]) -> None:
         """Another running device has this one's key, and had it first: this life ends, the next one has another key."""

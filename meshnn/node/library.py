@@ -52,6 +52,8 @@ class Library:
             raise ModelError("this device cannot read models (ai-edge-litert is not installed): add it on one that can")
         claim = _Claim()
         work = asyncio.get_running_loop().create_task(self._take_in_turn(path, name, claim))
+        # What becomes of it when nobody waits any more is nobody's concern.
+        work.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:

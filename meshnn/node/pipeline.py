@@ -162,8 +162,9 @@ class Pipeline:
             raise StaleEpochError(f"plan {passage.epoch} means an earlier life of this device")
         recipe = ways.recipe(stage, part)
         handle = self._served.handle(recipe)
-        if handle is None:
+        if handle is None or passage.epoch.absent:
             self._served.on_asked(passage.model, passage.epoch)
+        if handle is None:
             raise StaleEpochError(f"the shard of plan {passage.epoch} is not loaded here")
         return Site(ways, recipe, handle, ways.target((stage, part), passage.origin))
 

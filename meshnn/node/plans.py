@@ -250,10 +250,11 @@ class PlanBook:
         return [PlansChanged(), *self._report()]
 
     def on_asked(self, model: str, epoch: Epoch, now: float) -> list[Effect]:
-        """A request came for a contingency that is not loaded here: its origin saw the death before anybody else.
+        """A request came for a contingency: its origin saw the death before anybody else.
 
-        Memory may have been taken for a plan in the making a moment ago. Where that one counts on the dead device it
-        comes to nothing and gives the memory back; one that was made without it is the remedy.
+        Where it is loaded it stays so, whatever else is to be loaded meanwhile. Where it is not, memory may have been
+        taken for a plan in the making a moment ago. If that one counts on the dead device it comes to nothing and gives
+        the memory back; one that was made without it is the remedy.
         """
         entry = self._active.get(model)
         if entry is None or all(plan.epoch != epoch for plan in entry.plans.contingencies):

@@ -22,7 +22,7 @@ class Served(Protocol):
         """The engine's handle of a loaded shard; None while it is not loaded."""
 
     def on_asked(self, model: str, epoch: Epoch) -> None:
-        """A request came for a shard of this plan that is not loaded here."""
+        """A request came for a shard of this plan that is not loaded here, or is a contingency's."""
 
     def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
         """The active plan if it needs none of `avoid`, else a contingency, loaded or on disk, that needs none."""

@@ -21,7 +21,7 @@ class Serving:
     """`node.served.Served`, answered from the core."""
 
     def __init__(self, core: Core, ask: Callable[[str, Epoch], None]) -> None:
-        """The core whose plans are served; `ask` tells it of requests for what is not loaded here."""
+        """The core whose plans are served; `ask` tells it of requests for contingencies."""
         self._core = core
         self._ask = ask
         self._predicted: dict[Epoch, float] = {}
@@ -39,7 +39,7 @@ class Serving:
         return self._core.shards.handle(recipe)
 
     def on_asked(self, model: str, epoch: Epoch) -> None:
-        """A request came for a shard of this plan that is not loaded here."""
+        """A request came for a shard of this plan that is not loaded here, or is a contingency's."""
         self._ask(model, epoch)
 
     def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:

@@ -55,8 +55,8 @@ _IN_MEMORY = (State.LOADING, State.LOADED)
 class Wanted:
     """A shard that a model's plan gives this device: its file, how much it is needed, what it costs in memory.
 
-    `rank` is the place of its contingency among those of the plan, the most valuable first. Requests wait for one that
-    is `pressing`: it does not wait for what drains, and of what must go it goes last.
+    `rank` is the place of its contingency among those of the plan, the most valuable first. Requests use one that is
+    `pressing`, or wait for it: it does not wait for what drains, of what must go it goes last, and for no other spare.
     """
 
     fetch: Fetch
@@ -306,6 +306,8 @@ class Shards:
         """Whether a loaded shard may go for a wish; what serves another model stays, since the planner counts on it."""
         if wish.pressing and held.level is Level.DRAINING and not held.pressing:
             return True
+        if held.pressing and not wish.pressing and wish.level >= Level.SPARE:
+            return False
         return held.need > wish.need and (held.level in _PASSING or held.model == wish.model)
 
     def _unload(self, recipe: Recipe) -> Effect:

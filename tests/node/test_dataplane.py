@@ -159,7 +159,10 @@ async def test_death_in_the_middle_of_a_stage_is_answered_by_the_contingency(mod
         outcome = await asking
         assert same(outcome.outputs, await model.whole(inputs))
         assert (outcome.attempts, outcome.plan.epoch.absent) == (2, victim)
-        assert victim not in {time.device for time in outcome.times}
+        workers = {time.device for time in outcome.times}
+        assert victim not in workers
+        # Whoever worked for it has said so, or another contingency could take its room meanwhile.
+        assert all(set(found.nodes[one].shelf.asked) == {("cat", outcome.plan.epoch)} for one in workers - {A})
 
 
 async def test_silent_power_loss_is_noticed_by_the_pings(model: Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +99,9 @@ async def test_who_goes_away_does_not_take_the_file_of_who_comes_next(
 
 
 async def test_who_goes_away_leaves_nothing_behind(tmp_path: Path, model: Path, trials: Trials) -> None:
-    """Neither while the file is tried, nor while another one is."""
+    """Neither while the file is tried, nor while another one is; no error without a reader either."""
+    faults: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: faults.append(what))
     store, shelf = on(tmp_path / "disk")
     tried, waiting = (asyncio.create_task(shelf.take(model, name)) for name in "ab")
     await begun(trials)
@@ -110,6 +113,9 @@ async def test_who_goes_away_leaves_nothing_behind(tmp_path: Path, model: Path, 
         await last
     assert store.path("model", digest_of_file(model)) is None
     assert store.path("card", digest_of_file(model)) is None
+    del last, tried, waiting
+    gc.collect()
+    assert faults == []
 
 
 async def test_a_model_that_was_here_stays(tmp_path: Path, model: Path, trials: Trials) -> None:

@@ -103,6 +103,16 @@ def test_what_requests_use_goes_last_for_the_plan_that_replaces_it() -> None:
     assert unloads(shards.want([*held, wish(3, Level.PREPARING, 30)])) == [R[2], R[0], R[1]]
 
 
+def test_what_requests_use_makes_no_room_for_another_contingency() -> None:
+    """Not even for one of more value that has just come; afterwards it does."""
+    serving = replace(wish(1, Level.SPARE), rank=1, pressing=True)
+    shards = loaded(wish(0, Level.ACTIVE, 20), wish(1, Level.SPARE))
+    assert shards.want([wish(0, Level.ACTIVE, 20), serving, wish(2, Level.SPARE)]) == []
+    done = replace(serving, pressing=False)
+    effects = shards.want([wish(0, Level.ACTIVE, 20), done, wish(2, Level.SPARE)])
+    assert (unloads(effects), loads(effects)) == ([R[1]], [R[2]])
+
+
 def test_contingencies_that_do_not_serve_give_way_to_those_that_do() -> None:
     """Neither a plan in the making nor one that drains keeps the active plan's contingencies out."""
     shards = loaded(wish(0, Level.ACTIVE, 20), wish(1, Level.IDLE))

@@ -330,8 +330,10 @@ class Plane:
         if shard.boot != self._host.boot_id:
             raise StaleEpochError("an earlier life of this device is meant")
         recipe = ways.recipe(stage, part)
-        if self.serving.handle(recipe) is None:
+        handle = self.serving.handle(recipe)
+        if handle is None or passage.epoch.absent:
             self.serving.on_asked(passage.model, passage.epoch)
+        if handle is None:
             raise StaleEpochError("the shard is not loaded here")
         return Site(ways, recipe, ways.target((stage, part), passage.origin))
 

@@ -225,6 +225,20 @@ MUTANTS = (
         SHARDS,
     ),
     _node(
+        "what requests use makes no room for another contingency",
+        "shards",
+        "if held.pressing and not wish.pressing and wish.level >= Level.SPARE:",
+        "if held.pressing and wish is None:",
+        SHARDS,
+    ),
+    _node(
+        "a contingency that is used is said to be",
+        "pipeline",
+        "if handle is None or passage.epoch.absent:",
+        "if handle is None:",
+        "tests/node/test_dataplane.py",
+    ),
+    _node(
         "what a request waits for goes before a plan that counts on the dead",
         "plans",
         "Level.IDLE if self._doomed(entry) else Level.PREPARING",
