@@ -417,7 +417,9 @@ class Core:
         alive = {d: slowed(member, self.paces.factor(d, member.boot_id)) for d, member in planned.items()}
         departures = {device: self.flaps.departures(device, now) for device in planned}
         severed = self.severed.pairs(planned)
-        return View(alive, self.flaps.held(now).union(*severed), severed, departures)
+        # Whoever is suspected may be dead, and is about to be left out for good: nothing is moved for that first.
+        firm = [pair for pair in severed if all(planned[device].state is MemberState.ALIVE for device in pair)]
+        return View(alive, self.flaps.held(now).union(*firm), severed, departures)
 
     def _dialable(self) -> list[Member]:
         states = {MemberState.ALIVE, MemberState.SUSPECT}

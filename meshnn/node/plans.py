@@ -282,9 +282,16 @@ class PlanBook:
         return self._arrange() if lapsed else []
 
     def _doomed(self, entry: _Entry) -> bool:
-        """Whether a plan in the making counts on a device that requests went around."""
+        """Whether a plan in the making counts on a device that requests went around, and remedies no other death.
+
+        What requests go around last may be but the next device that they found in trouble while that plan was made.
+        """
         active = self._active.get(entry.plans.main.model)
-        return active is not None and not active.gone.keys().isdisjoint(entry.plans.main.devices())
+        if active is None:
+            return False
+        devices = frozenset(entry.plans.main.devices())
+        remedy = any(epoch.absent not in devices for epoch in active.pressing)
+        return not remedy and not devices.isdisjoint(active.gone)
 
     def _lapse(self, now: float) -> bool:
         """Forget what was asked for long ago; whether there was such."""

@@ -169,6 +169,19 @@ def test_a_plan_that_was_made_without_the_dead_takes_what_room_it_needs() -> Non
     assert [message.loaded for _, message in told if isinstance(message, Ready)][-1] == (SECOND,)
 
 
+def test_the_remedy_for_one_death_is_prepared_whatever_else_requests_go_around() -> None:
+    """A plan without the dead waits for no request that goes around one of its own devices meanwhile."""
+    room, plans = Bench(), plan_set()
+    room.serve(plans)
+    bench = Bench(room.shards.used_bytes)
+    bench.serve(plans)
+    bench.load(bench.book.on_asked("cat", FIRST.without(C), 2.0))
+    bench.load(bench.book.on_asked("cat", FIRST.without(B), 2.5))
+    remedy = stages(SECOND, (0, 6, A), (7, 7, B))
+    bench.load(bench.book.on_prepare(B, prepare(remedy), 2.6))
+    assert remedy.main.recipes_of(A)[0] in bench.shards.loaded()
+
+
 def test_an_older_plan_is_refused_with_the_newest_known() -> None:
     """Fencing: a deposed leader's plan is neither prepared nor activated here."""
     bench = Bench()
