@@ -171,13 +171,15 @@ def test_a_plan_that_was_made_without_the_dead_takes_what_room_it_needs() -> Non
 
 def test_the_remedy_for_one_death_is_prepared_whatever_else_requests_go_around() -> None:
     """A plan without the dead waits for no request that goes around one of its own devices meanwhile."""
-    room, plans = Bench(), plan_set()
+    main = stages(FIRST, (0, 3, A), (4, 5, C), (6, 7, D)).main
+    spares = [stages(FIRST.without(gone), (0, 5, A), (6, 7, other)).main for gone, other in ((C, D), (D, C))]
+    room, plans = Bench(), PlanSet(main, tuple(spares))
     room.serve(plans)
     bench = Bench(room.shards.used_bytes)
     bench.serve(plans)
     bench.load(bench.book.on_asked("cat", FIRST.without(C), 2.0))
-    bench.load(bench.book.on_asked("cat", FIRST.without(B), 2.5))
-    remedy = stages(SECOND, (0, 6, A), (7, 7, B))
+    bench.load(bench.book.on_asked("cat", FIRST.without(D), 2.5))
+    remedy = stages(SECOND, (0, 6, A), (7, 7, D))
     bench.load(bench.book.on_prepare(B, prepare(remedy), 2.6))
     assert remedy.main.recipes_of(A)[0] in bench.shards.loaded()
 

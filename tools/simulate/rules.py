@@ -239,6 +239,13 @@ MUTANTS = (
         "tests/node/test_dataplane.py",
     ),
     _node(
+        "the remedy for a death is prepared",
+        "plans",
+        "remedy = any(epoch.absent not in devices for epoch in active.pressing)",
+        "remedy = active is None",
+        PLANS,
+    ),
+    _node(
         "what a request waits for goes before a plan that counts on the dead",
         "plans",
         "Level.IDLE if self._doomed(entry) else Level.PREPARING",
