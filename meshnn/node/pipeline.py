@@ -226,6 +226,8 @@ class Pipeline:
             async with self._slots:
                 if self._clock() >= complete.deadline or not self._assembly.begin(key):
                     return
+                if self._served.plan(key.passage.model, key.passage.epoch) is None:
+                    raise StaleEpochError(f"plan {key.passage.epoch} was retired here")
                 arrays, compute_s = await self._engine.run(site.handle, _inputs(site, complete))
             # The engine has copied the inputs: their memory is free before the outputs have left.
             self._assembly.spend(key)

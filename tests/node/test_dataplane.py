@@ -383,6 +383,25 @@ async def test_shard_unloaded_under_a_run_is_no_fault_of_the_model(model: Model)
         assert {message.code for message in found.origin.seen if isinstance(message, Failed)} == {"stale_epoch_error"}
 
 
+async def test_what_waits_to_run_goes_with_its_plan(model: Model) -> None:
+    """At most two run of four when the plan is replaced, the shard still loaded: the others run by the next plan."""
+    inputs = model.inputs(3)
+    async with mesh([A, B]) as found:
+        await found.serve(model, PlanSet(thirds(model, B)))
+        node = found.nodes[B]
+        node.engine.gate.clear()
+        asking = [asyncio.create_task(found.origin.plane.ask("cat", inputs, DEADLINE_S)) for _ in range(4)]
+        await node.engine.entered.wait()
+        await until(lambda: node.plane.stats().inside == 4)
+        await found.serve(model, PlanSet(thirds(model, B, epoch=Epoch(1, A, 2))))
+        node.shelf.others.clear()  # it has drained
+        node.engine.gate.set()
+        outcomes = await asyncio.gather(*asking)
+        assert all([same(outcome.outputs, await model.whole(inputs)) for outcome in outcomes])
+        numbers = sorted(outcome.plan.epoch.number for outcome in outcomes)
+        assert (numbers[0], numbers[2:]) == (1, [2, 2])
+
+
 async def test_stopping_node_tells_whoever_waits(model: Model) -> None:
     """An ask that is open when the node stops ends with a named error."""
     async with mesh([A, B]) as found:

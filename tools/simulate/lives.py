@@ -172,7 +172,8 @@ def _switch(seed: int, size: int, at: int, *, again: bool) -> float | None:
         mesh.run(10.0)
         plans = followers[0].core.book.active("m")
         assert plans is not None
-        victim = next(one for one in followers if one.id in plans.main.devices())
+        # Not one of the two that hold the file: with the leader, which is the other, the model would be lost.
+        victim = next(one for one in followers if one.id in plans.main.devices() and not one.disk.models)
         mesh.network.tap = finger
         victim.kill()
     mesh.run_until_killed(leader, 12.0)

@@ -345,7 +345,8 @@ class Plane:
                 self.assembly.finish(complete.key)
                 continue
             handle = self.serving.handle(site.recipe)
-            if handle is None:
+            passage = complete.key.passage
+            if handle is None or self.serving.plan(passage.model, passage.epoch) is None:
                 self._report(complete.key.passage, complete.key.stage, StaleEpochError("retired here"))
                 self.assembly.finish(complete.key)
                 continue
