@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.message import Message
 from pathlib import Path
-from typing import IO
+from typing import IO, Annotated
 from urllib.parse import urlsplit
 
 import msgspec
@@ -99,11 +99,15 @@ def discard(path: Path) -> None:
             each.unlink()
 
 
+# What may be said back to a server in a header: visible ASCII and spaces.
+_SAYABLE = "^[ -~]*$"
+
+
 class _Note(msgspec.Struct, frozen=True):
     """What a later try must know of an earlier one: the version of the file, and its whole size."""
 
-    validator: str = ""
-    total: int | None = None
+    validator: Annotated[str, msgspec.Meta(pattern=_SAYABLE)] = ""
+    total: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
 
 class _BrokenOffError(Exception):
@@ -347,7 +351,8 @@ def _differ(one: object, other: object) -> bool:
 def _validator(headers: Message) -> str:
     """What tells one version of the file from another: a strong ETag, else a date, else nothing."""
     tag = str(headers.get("ETag", ""))
-    return tag if tag and not tag.startswith("W/") else str(headers.get("Last-Modified", ""))
+    said = tag if tag and not tag.startswith("W/") else str(headers.get("Last-Modified", ""))
+    return said if re.fullmatch(_SAYABLE, said) else ""
 
 
 @contextmanager

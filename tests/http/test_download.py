@@ -411,6 +411,25 @@ def test_redirects_lead_to_http_alone(shelf: Shelf, fetched: Fetch, place: str) 
     assert next(fetched.folder.glob("*.part")).read_bytes() == b""
 
 
+@pytest.mark.parametrize(
+    "note", [b'{"validator":"\\"2\\r","total":300000}', b'{"validator":"x","total":0}', b"no note"]
+)
+def test_a_note_that_says_nothing_useful_is_no_note(shelf: Shelf, fetched: Fetch, note: bytes) -> None:
+    """What cannot be said to a server, and a size of nothing, begin anew; an empty file is never taken."""
+    path = fetched(shelf, sha256="")
+    path.write_bytes(b"")
+    path.with_suffix(".json").write_bytes(note)
+    assert fetched(shelf, sha256="").read_bytes() == DATA
+
+
+def test_a_version_that_cannot_be_said_back_is_not(shelf: Shelf, fetched: Fetch) -> None:
+    """A server's ETag with a control character in it: the rest is asked for without one."""
+    shelf.etag = '"2\x01"'
+    shelf.manners = [web.breaks_off(100_000)]
+    assert fetched(shelf).read_bytes() == DATA
+    assert shelf.asked[1].get("If-Range") is None
+
+
 @pytest.mark.parametrize("place", ["http://[::1%x]:99999/", "http://[\u00e9/", "//[x", "http://a:b/"])
 def test_a_redirect_to_no_address_is_said(shelf: Shelf, fetched: Fetch, place: str) -> None:
     """In one line, whatever the address library trips over."""

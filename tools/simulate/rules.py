@@ -393,7 +393,7 @@ MUTANTS = (
     _node(
         "who is severed from another is used last",
         "core",
-        "self.flaps.held(now).union(*severed)",
+        "self.flaps.held(now).union(*firm)",
         "self.flaps.held(now)",
         "tests/node/test_deaths.py",
     ),
