@@ -100,7 +100,7 @@ def discard(path: Path) -> None:
 
 
 # What may be said back to a server in a header: visible ASCII and spaces.
-_SAYABLE = "^[ -~]*$"
+_SAYABLE = r"^[ -~]*\Z"
 
 
 class _Note(msgspec.Struct, frozen=True):

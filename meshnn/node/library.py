@@ -46,7 +46,8 @@ class Library:
     async def take(self, path: Path, name: str) -> Card:
         """Store a model file from outside: read, tried in a child process, described; ModelError, NodeError.
 
-        What is refused, or whose taker goes away meanwhile, leaves nothing behind; a model that was here stays.
+        What is refused, or whose taker goes away meanwhile, leaves nothing behind; a model that was here stays. Whoever
+        goes away in the very moment in which all is done leaves a file without a name.
         """
         if not schema.available():
             raise ModelError("this device cannot read models (ai-edge-litert is not installed): add it on one that can")

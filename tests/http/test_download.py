@@ -412,7 +412,13 @@ def test_redirects_lead_to_http_alone(shelf: Shelf, fetched: Fetch, place: str) 
 
 
 @pytest.mark.parametrize(
-    "note", [b'{"validator":"\\"2\\r","total":300000}', b'{"validator":"x","total":0}', b"no note"]
+    "note",
+    [
+        b'{"validator":"\\"2\\r","total":300000}',
+        b'{"validator":"2\\n","total":300000}',
+        b'{"validator":"x","total":0}',
+        b"no note",
+    ],
 )
 def test_a_note_that_says_nothing_useful_is_no_note(shelf: Shelf, fetched: Fetch, note: bytes) -> None:
     """What cannot be said to a server, and a size of nothing, begin anew; an empty file is never taken."""
