@@ -119,8 +119,9 @@ class PlanBook:
         if entry is None:
             return None
         loaded = [plan for plan in entry.plans.contingencies if plan.epoch in entry.ready]
-        usable = [entry.plans.main, *loaded, *entry.on_disk()]
-        return next((plan for plan in usable if avoid.isdisjoint(plan.devices())), None)
+        # One for another death may do without these devices too; but who is asked for it would take that death for true.
+        meant = [plan for plan in (*loaded, *entry.on_disk()) if plan.epoch.absent in avoid]
+        return next((plan for plan in (entry.plans.main, *meant) if avoid.isdisjoint(plan.devices())), None)
 
     def unplanned(self, model: str) -> Unplanned | None:
         """Why a model has no plan, as the leader said last."""
