@@ -119,7 +119,7 @@ class PlanBook:
         if entry is None:
             return None
         loaded = [plan for plan in entry.plans.contingencies if plan.epoch in entry.ready]
-        # One for another death may do without these devices too; but who is asked for it would take that death for true.
+        # One for another death may do without these devices too; whoever is asked would take that death for true.
         meant = [plan for plan in (*loaded, *entry.on_disk()) if plan.epoch.absent in avoid]
         return next((plan for plan in (entry.plans.main, *meant) if avoid.isdisjoint(plan.devices())), None)
 
