@@ -119,9 +119,9 @@ class PlanBook:
         if entry is None:
             return None
         loaded = [plan for plan in entry.plans.contingencies if plan.epoch in entry.ready]
-        # One for another death may do without these devices too; whoever is asked would take that death for true.
-        meant = [plan for plan in (*loaded, *entry.on_disk()) if plan.epoch.absent in avoid]
-        return next((plan for plan in (entry.plans.main, *meant) if avoid.isdisjoint(plan.devices())), None)
+        # One for another death may do without these devices too, but last: whoever is asked takes that death for true.
+        spares = sorted((*loaded, *entry.on_disk()), key=lambda plan: plan.epoch.absent not in avoid)
+        return next((plan for plan in (entry.plans.main, *spares) if avoid.isdisjoint(plan.devices())), None)
 
     def unplanned(self, model: str) -> Unplanned | None:
         """Why a model has no plan, as the leader said last."""

@@ -184,15 +184,17 @@ def test_the_remedy_for_one_death_is_prepared_whatever_else_requests_go_around()
     assert remedy.main.recipes_of(A)[0] in bench.shards.loaded()
 
 
-def test_a_contingency_is_used_for_its_own_death_alone() -> None:
-    """The one without A does without B too, who has none: whoever asked for it would have A taken for dead."""
+def test_a_contingency_is_used_for_its_own_death_first() -> None:
+    """Those without A and without B both do without B: the one that is meant for it goes first, then the other."""
     main = stages(FIRST, (0, 3, A), (4, 7, B)).main
-    spare = stages(FIRST.without(A), (0, 7, C)).main
+    without_a, without_b = (stages(FIRST.without(gone), (0, 7, C)).main for gone in (A, B))
     bench = Bench()
-    bench.book.on_activate(B, Activate(PlanSet(main, (spare,)), (FIRST, FIRST.without(A)), ()), 0.0)
-    assert bench.book.choose("cat", frozenset({A})) == spare
-    assert bench.book.choose("cat", frozenset({A, B})) == spare
-    assert bench.book.choose("cat", frozenset({B})) is None
+    ready = (FIRST, FIRST.without(A), FIRST.without(B))
+    bench.book.on_activate(B, Activate(PlanSet(main, (without_a, without_b)), ready, ()), 0.0)
+    assert bench.book.choose("cat", frozenset({A})) == without_a
+    assert bench.book.choose("cat", frozenset({B})) == without_b
+    bench.book.on_activate(B, Activate(PlanSet(main, (without_a, without_b)), ready[:2], ()), 0.0)
+    assert bench.book.choose("cat", frozenset({B})) == without_a
 
 
 def test_an_older_plan_is_refused_with_the_newest_known() -> None:
