@@ -11,6 +11,8 @@ from meshnn.cluster.member import Address, BootId, DeviceId, Member
 FIRST_S = 0.0
 # The greater id waits for the lesser one to dial, so that two newcomers do not both dial at once.
 POLITE_S = 0.7
+# The second try comes so long after the first, each further one after twice the time.
+SECOND_S = 1.0
 BACKOFF_MAX_S = 8.0
 # A lost link counts against a device only after so long: most come back at once.
 GRACE_S = 1.0
@@ -36,6 +38,7 @@ class Contacts:
         self._lost: dict[DeviceId, tuple[BootId, float]] = {}
         self._missing: dict[DeviceId, _Missing] = {}
         self._changed = True
+        self._regained = False
         self._cut_off: frozenset[DeviceId] = frozenset()
 
     @property
@@ -72,8 +75,9 @@ class Contacts:
         return self._linked.get(device) == member.boot_id or (boot == member.boot_id and until > now)
 
     def on_linked(self, device: DeviceId, boot: BootId) -> None:
-        """A link is up."""
+        """A link is up; the first of all where there was none."""
         self._changed = True
+        self._regained = self._regained or not self._linked
         self._linked[device] = boot
         self._lost.pop(device, None)
         self._missing.pop(device, None)
@@ -93,6 +97,10 @@ class Contacts:
     def review(self, members: Iterable[Member], now: float) -> list[Dial]:
         """Dial whoever is due."""
         self._changed = False
+        if self._regained:
+            # Without any link this device was the one cut off: what it could not reach then says nothing of the others.
+            self._regained = False
+            self._missing = {device: row for device, row in self._missing.items() if row.wait_s <= SECOND_S}
         self._lost = {device: lost for device, lost in self._lost.items() if lost[1] > now}
         absent = {m.device_id: m for m in members if m.device_id != self._me and m.device_id not in self._linked}
         self._missing = {device: row for device, row in self._missing.items() if device in absent}
@@ -102,7 +110,7 @@ class Contacts:
             row = self._missing.get(device)
             if row is None or row.address != member.address:
                 since = now if row is None else row.since
-                row = self._missing[device] = _Missing(member.address, now + first, 0.5, since)
+                row = self._missing[device] = _Missing(member.address, now + first, SECOND_S / 2, since)
             if row.due <= now:
                 row.wait_s = min(BACKOFF_MAX_S, row.wait_s * 2)
                 row.due = now + row.wait_s

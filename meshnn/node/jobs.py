@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from meshnn.cluster.member import BootId, DeviceId, Member
 from meshnn.graph.card import Card
+from meshnn.node.effects import Send
 from meshnn.node.outlook import outlooks
 from meshnn.node.view import Pair, View
-from meshnn.plan.messages import Lack, Outlook, Ready
+from meshnn.plan.messages import Activate, Lack, Outlook, Ready
 from meshnn.plan.plan import Epoch, Plan, PlanSet
 from meshnn.plan.ranges import memory_of, plan_memory
 
 # A device as a plan was made for it: its life, its memory budget, its speed, whether it was to be used last.
 Mark = tuple[DeviceId, BootId, int, float, bool]
+
+
+class Why(enum.Enum):
+    """Why a plan is made: for want of one that works, or as an heir of one; else what serves gives way by choice.
+
+    A plan for `GAIN` or `COVER` (which may only cover more deaths, not move what serves) is in no hurry.
+    """
+
+    NEED = "need"
+    HEIR = "heir"
+    PIN = "pin"
+    AILING = "ailing"
+    SEVERED = "severed"
+    GAIN = "gain"
+    COVER = "cover"
 
 
 class Phase(enum.Enum):
@@ -28,30 +44,38 @@ class Phase(enum.Enum):
 
 @dataclass(slots=True)
 class Job:
-    """A plan in the making; a voluntary one replaces a plan that works.
+    """A plan in the making.
 
-    `kept` is set where it may only cover more deaths, not move what serves. One that is `inherited` is a contingency of
-    the plan before; with `held` its devices need no files. `signature` is what it was searched for,
-    `beside` what the plans of other models took of each device then, in bytes.
+    A heir is a contingency of the plan before; with `held` its devices need no files. `signature` is what it was
+    searched for, `beside` what the plans of other models took of each device then, in bytes. While it is `gentle`,
+    nothing that serves or covers makes room for it.
     """
 
     phase: Phase
     epoch: Epoch
     digest: str
     members: tuple[Member, ...]
-    voluntary: bool
+    why: Why
     deadline: float
     view: View = field(default_factory=View)
-    kept: bool = False
     beside: Mapping[DeviceId, int] = field(default_factory=dict)
     held: bool = False
-    inherited: bool = False
+    gentle: bool = False
     signature: tuple[object, ...] = ()
     holder: DeviceId | None = None
     plans: PlanSet | None = None
     loaded: dict[DeviceId, frozenset[Epoch]] = field(default_factory=dict)
     stored: dict[DeviceId, frozenset[Epoch]] = field(default_factory=dict)
     lacks: dict[DeviceId, tuple[Lack, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """What is in no hurry begins gently."""
+        self.gentle = self.why in {Why.GAIN, Why.COVER}
+
+    @property
+    def voluntary(self) -> bool:
+        """Whether it replaces a plan that works."""
+        return self.why not in {Why.NEED, Why.HEIR}
 
     @property
     def marks(self) -> frozenset[Mark]:
@@ -71,16 +95,20 @@ class Job:
         self.lacks[source] = message.lacks
 
     def activated(self) -> ActivePlan:
-        """The row of its plan, that serves from now on; one that was only inherited is to be looked at at once."""
+        """The row of its plan, that serves from now on; an heir is to be looked at at once."""
         assert self.plans is not None
-        marks = frozenset() if self.inherited else self.marks
-        row = ActivePlan(self.plans, self.loaded, marks, self.view.severed, kept=self.kept)
+        marks = frozenset() if self.why is Why.HEIR else self.marks
+        row = ActivePlan(self.plans, self.loaded, marks, self.view.severed, kept=self.why is Why.COVER)
         row.stored, row.lacks, row.beside = self.stored, self.lacks, self.beside
         return row
 
-    def complete(self) -> bool:
-        """Whether every device of the plan has loaded its shards."""
-        return self.plans is not None and everywhere(self.plans.main, self.loaded)
+    def complete(self, served: ActivePlan | None, runs: Callable[[Plan], bool]) -> bool:
+        """Whether every device has loaded its shards; of a gentle plan those for deaths that do no harm now, too."""
+        if self.plans is None:
+            return False
+        harmful = served.harmful(runs) if served is not None and self.gentle else None
+        wanted = [plan for plan in self.plans.contingencies if harmful is not None and plan.epoch.absent not in harmful]
+        return all(everywhere(plan, self.loaded) for plan in (self.plans.main, *wanted))
 
 
 @dataclass(slots=True)
@@ -111,8 +139,12 @@ class ActivePlan:
     @property
     def uncovered(self) -> frozenset[DeviceId]:
         """The devices whose death no loaded contingency covers."""
+        return self.harmful(lambda plan: True)
+
+    def harmful(self, runs: Callable[[Plan], bool]) -> frozenset[DeviceId]:
+        """The devices whose death no loaded contingency covers that runs now."""
         ready = self.ready()
-        covered = {plan.epoch.absent for plan in self.plans.contingencies if plan.epoch in ready}
+        covered = {plan.epoch.absent for plan in self.plans.contingencies if plan.epoch in ready and runs(plan)}
         return frozenset(device for device in self.plans.main.devices() if device not in covered)
 
     def ready(self) -> tuple[Epoch, ...]:
@@ -122,6 +154,16 @@ class ActivePlan:
     def outlooks(self, leader: DeviceId) -> tuple[Outlook, ...]:
         """What the death of each of its devices would mean."""
         return outlooks(self.plans, frozenset(self.ready()), self.lacks, leader)
+
+    def tell(self, lives: Mapping[DeviceId, BootId], leader: DeviceId) -> Iterator[Send[Activate]]:
+        """The plan for every living device that has not heard of it in this form."""
+        ready, what = self.ready(), self.outlooks(leader)
+        self.told = {device: said for device, said in self.told.items() if device in lives}
+        for device, boot in sorted(lives.items()):
+            said = (boot, ready, what)
+            if self.told.get(device) != said:
+                self.told[device] = said
+                yield Send(device, Activate(self.plans, ready, what))
 
     def usable(self, runs: Callable[[Plan], bool]) -> Plan | None:
         """The plan itself, else a loaded contingency, that runs now."""
@@ -137,15 +179,6 @@ class ActivePlan:
         plans = [plan for plan in self.plans.contingencies if runs(plan)]
         plans.sort(key=lambda plan: not everywhere(plan, self.stored))
         return (plans[0], everywhere(plans[0], self.stored)) if plans else None
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why there is no plan, and what must change before it is worth another try at once."""
-
-    signature: tuple[object, ...]
-    until: float
-    tries: int
 
 
 def adopted(plans: PlanSet, ready: frozenset[Epoch]) -> ActivePlan:

@@ -16,7 +16,8 @@ from meshnn.cluster.member import BootId, DeviceId, Member
 from meshnn.graph.card import Card
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.effects import Changed, Effect, Send, Solve, note
-from meshnn.node.jobs import ActivePlan, Failure, Job, Phase, adopted, mark_of, memory_taken
+from meshnn.node.failures import Failures
+from meshnn.node.jobs import ActivePlan, Job, Phase, Why, adopted, mark_of, memory_taken
 from meshnn.node.messages import NameRecord, Pin, PinAnswer, Unpin
 from meshnn.node.occasions import look_again
 from meshnn.node.pins import Pins, Sight
@@ -25,7 +26,7 @@ from meshnn.node.problem import Problem, better
 from meshnn.node.refusals import Refusals
 from meshnn.node.shardfiles import ShardFiles
 from meshnn.node.view import View
-from meshnn.plan.messages import GOLDEN_FAULT, Activate, Cut, CutDone, CutFailed, Ready, Refused, Retire, Unplanned
+from meshnn.plan.messages import GOLDEN_FAULT, Cut, CutDone, CutFailed, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import Epoch, Plan, PlanSet, Recipe
 
 # How long each phase may take, in seconds; fetching adds its bytes at the slowest link we plan for.
@@ -33,9 +34,8 @@ SOLVE_S = 60.0
 CUT_S = 60.0
 PREPARE_S = 20.0
 PREPARE_BYTES_PER_S = 1e6
-# After a failure the next attempt waits, twice as long each time, unless the devices or the model change.
-BACKOFF_S = 2.0
-BACKOFF_MAX_S = 30.0
+# So long a plan made by choice, whose files are there, may try to be loaded beside what serves.
+GENTLE_S = 5.0
 
 
 class Leader:
@@ -52,7 +52,7 @@ class Leader:
         self._since: dict[tuple[DeviceId, BootId], float] = {}
         self._jobs: dict[str, Job] = {}
         self._served: dict[str, ActivePlan] = {}
-        self._failures: dict[str, Failure] = {}
+        self._failures = Failures()
         self._refused = Refusals()
         self._changed_at: dict[str, float] = {}
         self._files = ShardFiles(catalogue.holders)
@@ -74,10 +74,8 @@ class Leader:
         if term == self._term:
             return []
         self._term = term
-        for table in (self._jobs, self._served, self._failures, self._changed_at):
+        for table in (self._jobs, self._served, self._changed_at, self._failures, self._refused, self._pins):
             table.clear()
-        self._refused.clear()
-        self._pins.clear()
         return self.review(self._view, now)
 
     def review(self, view: View, now: float) -> list[Effect]:
@@ -93,7 +91,7 @@ class Leader:
             self._wake_at(lapse_at)
         effects: list[Effect] = []
         records = self._catalogue.records
-        for model in sorted({*self._jobs, *self._served, *self._failures} - {record.name for record in records}):
+        for model in sorted({*self._jobs, *self._served, *self._failures.models} - {record.name for record in records}):
             effects += self._forget(model)
         for record in records:
             effects += self._review_job(record, now)
@@ -113,7 +111,7 @@ class Leader:
             refusals = self._refused.reasons(model)
             effects = self._fail(model, "; ".join([result, *refusals]), now, hopeless=not refusals)
         elif job.voluntary and served is not None and not better(result, served.plans, problem):
-            served.considered, served.severed, served.kept = job.marks, job.view.severed, job.kept
+            served.considered, served.severed, served.kept = job.marks, job.view.severed, job.why is Why.COVER
             served.beside = job.beside
             del self._jobs[model]
         else:
@@ -147,11 +145,11 @@ class Leader:
         if job is None or job.plans is None:
             return []
         job.hear(source, message)
-        if not job.complete():
+        if not job.complete(self._served.get(model), self._runs):
             return []
         del self._jobs[model]
-        self._failures.pop(model, None)
-        if job.voluntary and not job.kept:
+        self._failures.forget(model)
+        if job.voluntary and job.why is not Why.COVER:
             self._changed_at[model] = now
         self._served[model] = job.activated()
         return [Changed(), *self.review(self._view, now), *self._pins.answer(model)]
@@ -227,10 +225,19 @@ class Leader:
             lost.append(record.device)
         if lost or job.digest != record.digest:
             return self._abort(record.name)
+        tried = job.phase is Phase.PREPARING and job.deadline <= now
+        if job.gentle and (tried or not self._whole(self._served.get(record.name))):
+            # It does not fit beside what serves, or nothing serves any more: then in its place.
+            job.gentle = False
+            return self._prepare(record.name, job, now) if job.phase is Phase.PREPARING else []
         if job.deadline <= now:
             return self._fail(record.name, f"{job.phase.value} took too long", now)
         self._wake_at(job.deadline)
         return []
+
+    def _whole(self, served: ActivePlan | None) -> bool:
+        """Whether a plan serves as it was made."""
+        return served is not None and not served.broken and self._runs(served.plans.main)
 
     def _review_plan(self, record: NameRecord, now: float) -> list[Effect]:
         """Start a job where the model has no plan, a broken one, or devices it has not considered."""
@@ -240,18 +247,17 @@ class Leader:
         if model in self._jobs or card is None or solving:
             return []
         served = self._adopt(record)
-        whole = served is not None and not served.broken and self._runs(served.plans.main)
+        whole = self._whole(served)
         if self._pins.wish(model) is not None or (served is not None and served.plans.main.pinned):
             return self._review_pin(record, card, served, now, whole=whole)
-        failure = self._failures.get(model)
-        failed = failure is not None and failure.signature == self._signature(record)
+        failed = self._failures.stands(model, self._signature(record))
         if served is not None and not whole and not failed:
             effects = self._inherit(record, served, now)
             if effects:
                 return effects
-        due, kept = (now, False)
+        due, why = now, Why.NEED
         if served is not None and whole:
-            due, kept = look_again(
+            due, why = look_again(
                 served,
                 self._usable(model),
                 self._used_elsewhere(model),
@@ -260,12 +266,12 @@ class Leader:
                 self._changed_at.get(model),
                 now,
             )
-        if failure is not None and failed:
-            due = max(due, failure.until)
+        if failed:
+            due = max(due, self._failures.until(model))
         if due > now:
             self._wake_at(due)
             return []
-        return self._solve(record, card, served, now, voluntary=whole, kept=kept)
+        return self._solve(record, card, served, now, why)
 
     def _inherit(self, record: NameRecord, served: ActivePlan, now: float) -> list[Effect]:
         """After a loss: go on with the plan that was made for it; what it can be made better by comes after."""
@@ -276,8 +282,8 @@ class Leader:
         plan, held = heir
         epoch, view = self._next_epoch(), self._view
         members = tuple(member for _, member in sorted(view.alive.items()))
-        job = Job(Phase.SOLVING, epoch, record.digest, members, voluntary=False, deadline=now + SOLVE_S, view=view)
-        job.held, job.inherited = held, True
+        job = Job(Phase.SOLVING, epoch, record.digest, members, Why.HEIR, now + SOLVE_S, view)
+        job.held = held
         job.plans = PlanSet(msgspec.structs.replace(plan, epoch=epoch))
         self._jobs[record.name] = job
         return self._cut(record.name, job, now)
@@ -286,8 +292,8 @@ class Leader:
         self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, *, whole: bool
     ) -> list[Effect]:
         """Begin what was asked; keep a pinned plan, and let it wait for its devices."""
-        failure, troubles = self._failures.get(record.name), self._refused.reasons(record.name)
-        if failure is not None and failure.until > now:
+        troubles = self._refused.reasons(record.name)
+        if self._failures.until(record.name) > now:
             troubles.append("the next try to prepare it")
         members = tuple(member for _, member in sorted(self._view.alive.items()))
         active = None if served is None else served.plans.main
@@ -296,10 +302,11 @@ class Leader:
         if verdict.tell_again and served is not None:
             served.told.clear()
         if verdict.search:
-            return self._solve(record, card, None, now, voluntary=False, kept=False)
+            return self._solve(record, card, None, now, Why.NEED)
         if verdict.plan is None:
             return list(verdict.effects)
-        job = Job(Phase.SOLVING, verdict.plan.epoch, record.digest, members, whole, now + SOLVE_S, self._view)
+        why = Why.PIN if whole else Why.NEED
+        job = Job(Phase.SOLVING, verdict.plan.epoch, record.digest, members, why, now + SOLVE_S, self._view)
         job.plans, self._jobs[record.name] = PlanSet(verdict.plan), job
         return self._cut(record.name, job, now)
 
@@ -316,12 +323,10 @@ class Leader:
             served = self._served[record.name] = adopted(active, self._book.ready(record.name))
         return served if served is not None and served.plans.main.digest == record.digest else None
 
-    def _solve(
-        self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, *, voluntary: bool, kept: bool
-    ) -> list[Effect]:
+    def _solve(self, record: NameRecord, card: Card, served: ActivePlan | None, now: float, why: Why) -> list[Effect]:
         epoch, view, model = self._next_epoch(), self._view, record.name
         members = self._usable(model)
-        job = Job(Phase.SOLVING, epoch, record.digest, members, voluntary, now + SOLVE_S, view, kept)
+        job = Job(Phase.SOLVING, epoch, record.digest, members, why, now + SOLVE_S, view)
         job.signature = self._signature(record)
         self._jobs[model] = job
         self._wake_at(job.deadline)
@@ -332,7 +337,7 @@ class Leader:
             current = served.usable(lambda plan: usable.issuperset(plan.devices()) and self._runs(plan))
         used, spared = self._used_elsewhere(model), self._used_elsewhere(model, spares=True)
         job.beside = used
-        facts = (card, members, epoch, used, len(view.alive), current, kept)
+        facts = (card, members, epoch, used, len(view.alive), current, why is Why.COVER)
         return [Solve(model, Problem(model, *facts, view.links(), view.held, view.risk(), spared))]
 
     def _cut(self, model: str, job: Job, now: float) -> list[Effect]:
@@ -349,20 +354,28 @@ class Leader:
         if not cutters:
             return self._fail(model, "no device that holds the file can cut it (ai-edge-litert cuts)", now)
         cutters.sort(key=lambda device: (device != self._me, device))
-        failure = self._failures.get(model)
         job.phase, job.deadline = Phase.CUTTING, now + CUT_S
-        job.holder = cutters[(0 if failure is None else failure.tries) % len(cutters)]
+        job.holder = cutters[self._failures.tries(model) % len(cutters)]
         self._wake_at(job.deadline)
         return [Send(job.holder, Cut(job.epoch, model, missing))]
 
     def _prepare(self, model: str, job: Job, now: float) -> list[Effect]:
         assert job.plans is not None
-        prepares = self._files.prepares(job.plans, self._view.alive, held=job.held)
+        prepares = self._files.prepares(job.plans, self._view.alive, held=job.held, gentle=job.gentle)
         size_bytes = sum(fetch.size_bytes for sent in prepares for fetch in sent.message.fetch)
-        job.phase, job.deadline = Phase.PREPARING, now + PREPARE_S + size_bytes / PREPARE_BYTES_PER_S
+        wait_s = (GENTLE_S if job.gentle else PREPARE_S) + size_bytes / PREPARE_BYTES_PER_S
+        job.phase, job.deadline = Phase.PREPARING, now + wait_s
         self._wake_at(job.deadline)
         placed = {self._name(device): len(job.plans.main.recipes_of(device)) for device in job.plans.main.devices()}
-        return [*prepares, note("plan_preparing", model=model, epoch=str(job.epoch), shards=placed)]
+        how = note(
+            "plan_preparing",
+            model=model,
+            epoch=str(job.epoch),
+            shards=placed,
+            why=job.why.value,
+            gentle=job.gentle,
+        )
+        return [*prepares, how]
 
     def _recipes_at_hand(self) -> set[Recipe]:
         """The recipes of the plans that serve or are in the making."""
@@ -372,21 +385,12 @@ class Leader:
     def _tell(self, model: str) -> list[Effect]:
         """Give the active plan to every alive device that has not heard of it in this form."""
         served = self._served.get(model)
-        if served is None or self._term is None:
-            return []
-        ready, outlooks = served.ready(), served.outlooks(self._me)
-        effects: list[Effect] = []
-        for device, member in sorted(self._view.alive.items()):
-            said = (member.boot_id, ready, outlooks)
-            if served.told.get(device) != said:
-                served.told[device] = said
-                effects.append(Send(device, Activate(served.plans, ready, outlooks)))
-        served.told = {device: said for device, said in served.told.items() if device in self._view.alive}
-        return effects
+        return [] if served is None or self._term is None else list(served.tell(self._view.lives, self._me))
 
     def _forget(self, model: str) -> list[Effect]:
         """A model that has no name any more; every node drops its plans by itself."""
-        for table in (self._served, self._failures, self._changed_at):
+        self._failures.forget(model)
+        for table in (self._served, self._changed_at):
             table.pop(model, None)
         return self._abort(model)
 
@@ -409,11 +413,7 @@ class Leader:
         for record in (record for record in self._catalogue.records if record.name == model):
             # What came while it was worked on may mend it: only what it was made for counts as tried.
             signature = (None if job is None else job.signature) or self._signature(record)
-            old = self._failures.get(model)
-            tries = old.tries + 1 if old is not None and old.signature == signature else 1
-            wait_s = BACKOFF_MAX_S if hopeless else min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(tries - 1, 10))
-            self._failures[model] = Failure(signature, now + wait_s, tries)
-            self._wake_at(now + wait_s)
+            self._wake_at(self._failures.add(model, signature, now, hopeless=hopeless))
             if job is None or not job.voluntary:
                 word = Unplanned(model, record.digest, reason, hopeless)
                 effects += [Send(device, word) for device in sorted(self._view.alive)]

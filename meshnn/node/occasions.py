@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from math import inf
 
 from meshnn.cluster.member import BootId, DeviceId, Member
-from meshnn.node.jobs import ActivePlan, mark_of
+from meshnn.node.jobs import ActivePlan, Why, mark_of
 from meshnn.node.view import View
 
 # A device must have been here so long before a working plan is looked at for it, in seconds.
@@ -29,8 +29,8 @@ def look_again(
     since: Mapping[tuple[DeviceId, BootId], float],
     changed_at: float | None,
     now: float,
-) -> tuple[float, bool]:
-    """When to search again for a plan that works (infinite: not for what is known now), and whether it must stay.
+) -> tuple[float, Why]:
+    """When to search again for a plan that works (infinite: not for what is known now), and why.
 
     `beside` is what the plans of other models take of each device now, in bytes; `since` says how long each life has
     been here, `changed_at` when the plan was last moved by choice.
@@ -38,9 +38,11 @@ def look_again(
     devices = {member.device_id for member in usable}
     if not devices.issuperset(served.plans.main.devices()):
         # A device of the plan refused another one: leave well alone until it may be asked again.
-        return inf, False
-    if _ails(served, usable) or view.severed - served.severed:
-        return now, False
+        return inf, Why.GAIN
+    if _ails(served, usable):
+        return now, Why.AILING
+    if view.severed - served.severed:
+        return now, Why.SEVERED
     free_at = -inf if changed_at is None else changed_at + VOLUNTARY_S
     fresh = {mark_of(member, view.held) for member in usable} - served.considered
     due = [(since[device, boot] + STABLE_S, last) for device, boot, _, _, last in fresh]
@@ -55,7 +57,7 @@ def look_again(
         cover = now
     choice = (now if served.kept else renewal) if free_at <= now else (free_at if served.kept else inf)
     covering = cover if free_at <= now else min(renewal, cover)
-    return (covering, True) if covering < choice else (choice, False)
+    return (covering, Why.COVER) if covering < choice else (choice, Why.GAIN)
 
 
 def _ails(served: ActivePlan, usable: tuple[Member, ...]) -> bool:

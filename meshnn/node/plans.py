@@ -41,6 +41,7 @@ class _Entry:
     reported: Ready | Refused | None = None
     orphan_until: float | None = None
     judged: bool = False
+    gentle: bool = False
     pressing: dict[Epoch, float] = field(default_factory=dict)
     gone: dict[DeviceId, float] = field(default_factory=dict)
 
@@ -176,6 +177,7 @@ class PlanBook:
         entry.files = self._known(message.plans) | {fetch.recipe: fetch for fetch in message.fetch}
         entry.reported = None
         entry.orphan_until = None
+        entry.gentle = message.gentle
         # What failed is forgotten, so that arranging tries it anew.
         self._shards.forgive(entry.files)
         return self._arrange()
@@ -338,7 +340,8 @@ class PlanBook:
         gone = self._judge_late()
         wanted: list[Wanted] = []
         for entry in self._prepared.values():
-            wanted += self._wishes(entry, Level.IDLE if self._doomed(entry) else Level.PREPARING, Level.IDLE)
+            waits = entry.gentle or self._doomed(entry)
+            wanted += self._wishes(entry, Level.IDLE if waits else Level.PREPARING, Level.IDLE)
         for entry in self._active.values():
             wanted += self._wishes(entry, Level.ACTIVE, Level.SPARE)
         for entry, _ in self._draining.values():

@@ -36,10 +36,12 @@ class ShardFiles:
         wanted = {recipe for plan in plans.plans for recipe, _ in plan.placements()}
         return tuple(sorted(wanted - self._files.keys()))
 
-    def prepares(self, plans: PlanSet, alive: Collection[DeviceId], *, held: bool = False) -> list[Send[Prepare]]:
+    def prepares(
+        self, plans: PlanSet, alive: Collection[DeviceId], *, held: bool = False, gentle: bool = False
+    ) -> list[Send[Prepare]]:
         """What each device of a plan set must hold, as messages; none where the files are another leader's affair.
 
-        With `held` the devices have what is not known here: they said so.
+        With `held` the devices have what is not known here: they said so. With `gentle` nothing makes room for it.
         """
         if self.missing(plans) and not held:
             return []
@@ -47,7 +49,7 @@ class ShardFiles:
         for device in sorted({device for plan in plans.plans for device in plan.devices()}):
             recipes = sorted({recipe for plan in plans.plans for recipe in plan.recipes_of(device)})
             files = tuple(self._with_holders(self._files[r], alive) for r in recipes if r in self._files)
-            sends.append(Send(device, Prepare(plans, files)))
+            sends.append(Send(device, Prepare(plans, files, gentle)))
         return sends
 
     def dispute(self, source: DeviceId, recipes: Collection[Recipe]) -> DeviceId | None:

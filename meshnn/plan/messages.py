@@ -62,10 +62,14 @@ class CutFailed(msgspec.Struct, frozen=True, tag=True):
 
 
 class Prepare(msgspec.Struct, frozen=True, tag=True):
-    """Leader to a device: hold and load these shards of this plan (`spare` ones as far as memory allows)."""
+    """Leader to a device: hold and load these shards of this plan (`spare` ones as far as memory allows).
+
+    While it is `gentle`, only what fits beside all that serves or covers is loaded.
+    """
 
     plans: PlanSet
     fetch: tuple[Fetch, ...]
+    gentle: bool = False
 
 
 class Lack(msgspec.Struct, frozen=True):

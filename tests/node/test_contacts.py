@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from meshnn.cluster.member import Address, BootId, Member
-from meshnn.node.contacts import BACKOFF_MAX_S, GRACE_S, POLITE_S, Contacts, remembered
+from meshnn.node.contacts import BACKOFF_MAX_S, CUT_OFF_S, GRACE_S, POLITE_S, Contacts, remembered
 from tests.node.cores import device_id
 
 A, B, C = (device_id(letter) for letter in "abc")
@@ -104,3 +104,19 @@ def test_who_is_away_is_remembered_behind_who_is_here() -> None:
     assert remembered([here], [away, here], 64) == (here, away)
     assert remembered([], [away], 64) == (away,)
     assert remembered([here], [away], 1) == (here,)
+
+
+def test_who_had_no_link_at_all_accuses_nobody() -> None:
+    """Whom a device could not reach while its own cable was out is no pair that is cut off; it is dialled at once."""
+    contacts, now = Contacts(A), 0.0
+    others = [member("b"), member("c")]
+    while now < CUT_OFF_S + 4.0:
+        contacts.review(others, now)
+        assert contacts.deadline is not None
+        now = contacts.deadline
+    assert contacts.cut_off == {B, C}
+    contacts.on_linked(B, LIFE)
+    assert [dial.address for dial in contacts.review(others, now - 0.5)] == [member("c").address]
+    assert contacts.cut_off == frozenset()
+    contacts.review(others, now - 0.5 + CUT_OFF_S)
+    assert contacts.cut_off == {C}

@@ -12,11 +12,11 @@ from meshnn.graph.card import Card
 from meshnn.node import problem
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.effects import Effect, Send, Solve
+from meshnn.node.failures import BACKOFF_MAX_S, BACKOFF_S
 from meshnn.node.jobs import ActivePlan
 from meshnn.node.leader import (
-    BACKOFF_MAX_S,
-    BACKOFF_S,
     CUT_S,
+    GENTLE_S,
     PREPARE_S,
     SOLVE_S,
     Leader,
@@ -384,6 +384,74 @@ def test_what_serves_is_moved_by_choice_once_a_minute_at_most() -> None:
     assert solves(bench.review(49.9 + VOLUNTARY_S)) == []
     (task,) = solves(bench.review(50.0 + VOLUNTARY_S))
     assert not task.keep
+
+
+def moving() -> tuple[Bench, PlanSet, list[Effect]]:
+    """A mesh that prepares a move by choice at t = 50, beside a plan that covers every death of its own."""
+    bench = Bench()
+    old = bench.serve()
+    assert not bench.served().uncovered
+    bench.review(40.0, d=member("d", speed=50.0))
+    effects = bench.solved(bench.review(50.0))
+    effects = bench.cut(effects) if said(effects, Cut) else effects
+    return bench, old, effects
+
+
+def gentleness(effects: Iterable[Effect]) -> set[bool]:
+    """Whether what is to be prepared must fit beside all that serves."""
+    return {message.gentle for _, message in said(effects, Prepare) if isinstance(message, Prepare)}
+
+
+def plans_of(effects: Iterable[Effect]) -> PlanSet:
+    """The plans that are to be prepared."""
+    ((_, message), *_) = said(effects, Prepare)
+    assert isinstance(message, Prepare)
+    return message.plans
+
+
+def test_a_move_by_choice_waits_for_what_covers_it() -> None:
+    """It is prepared beside what serves and takes over when the deaths that did no harm before do none any more."""
+    bench, _, effects = moving()
+    plans = plans_of(effects)
+    assert (gentleness(effects), len(plans.contingencies) > 0) == ({True}, True)
+    assert said(bench.stored(plans), Activate) == []
+    assert bench.served().plans is not plans
+    assert said(bench.ready(effects), Activate)
+    assert bench.served().plans is plans
+
+
+def test_a_move_by_choice_does_not_wait_to_cover_what_was_not_covered() -> None:
+    """Only the death of whom the old plan did without must do no harm afterwards either."""
+    bench, old, effects = moving()
+    for device in old.main.devices():
+        bench.leader.on_ready(device, Ready(old.main.epoch, (old.main.epoch,)), bench.now)
+    plans, was = plans_of(effects), set(old.main.devices())
+    wanted = tuple(plan.epoch for plan in plans.plans if plan.epoch.absent not in was)
+    assert set(plans.main.devices()) - was
+    for device in sorted({device for plan in plans.plans for device in plan.devices()}):
+        bench.leader.on_ready(device, Ready(plans.main.epoch, wanted), bench.now)
+    assert bench.served().plans is plans
+
+
+def test_a_move_that_does_not_fit_beside_what_serves_takes_its_place() -> None:
+    """After some seconds it is prepared as what is needed, and covers deaths only afterwards."""
+    bench, _, effects = moving()
+    plans = plans_of(effects)
+    assert bench.leader.deadline is not None
+    assert bench.leader.deadline < 50.1 + GENTLE_S
+    again = bench.review(bench.leader.deadline)
+    assert (gentleness(again), plans_of(again)) == ({False}, plans)
+    assert said(bench.stored(plans), Activate)
+    assert bench.served().plans is plans
+
+
+def test_a_death_makes_a_move_by_choice_urgent() -> None:
+    """What was to be better is the remedy, where it does without the dead device."""
+    bench, old, effects = moving()
+    plans = plans_of(effects)
+    victim = next(iter(set(old.main.devices()) - set(plans.main.devices())))
+    again = bench.review(50.5, **{victim[0]: None})
+    assert (gentleness(again), plans_of(again)) == ({False}, plans)
 
 
 def test_a_loss_is_no_choice() -> None:

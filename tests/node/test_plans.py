@@ -184,6 +184,33 @@ def test_the_remedy_for_one_death_is_prepared_whatever_else_requests_go_around()
     assert remedy.main.recipes_of(A)[0] in bench.shards.loaded()
 
 
+def test_a_gentle_plan_takes_no_room_from_what_serves_or_covers() -> None:
+    """It waits beside them, and is no reason to refuse; given again in earnest it takes what it needs."""
+    room, plans = Bench(), plan_set()
+    room.serve(plans)
+    bench = Bench(room.shards.used_bytes)
+    bench.serve(plans)
+    before = bench.shards.loaded()
+    moved = stages(SECOND, (0, 6, A), (7, 7, C))
+    gentle = msgspec.structs.replace(prepare(moved), gentle=True)
+    effects = bench.load(bench.book.on_prepare(C, gentle, 1.0))
+    assert (bench.shards.loaded(), said(effects, Refused)) == (before, [])
+    effects = bench.load(bench.book.on_prepare(C, prepare(moved), 2.0))
+    assert moved.main.recipes_of(A)[0] in bench.shards.loaded()
+    assert [message.loaded for _, message in said(effects, Ready) if isinstance(message, Ready)][-1] == (SECOND,)
+
+
+def test_a_gentle_plan_is_loaded_where_there_is_room() -> None:
+    """With its contingencies, beside everything else."""
+    bench, plans = Bench(), plan_set()
+    bench.serve(plans)
+    before = bench.shards.loaded()
+    moved = PlanSet(stages(SECOND, (0, 6, A), (7, 7, C)).main, (stages(SECOND.without(C), (0, 7, A)).main,))
+    effects = bench.load(bench.book.on_prepare(C, msgspec.structs.replace(prepare(moved), gentle=True), 1.0))
+    told = [message.loaded for _, message in said(effects, Ready) if isinstance(message, Ready)]
+    assert (told[-1], set(before) < set(bench.shards.loaded())) == ((SECOND, SECOND.without(C)), True)
+
+
 def test_a_contingency_is_used_for_its_own_death_first() -> None:
     """Those without A and without B both do without B: the one that is meant for it goes first, then the other."""
     main = stages(FIRST, (0, 3, A), (4, 7, B)).main
