@@ -30,7 +30,7 @@ from meshnn.node.readings import Readings
 from meshnn.node.severed import Severed
 from meshnn.node.shards import Shards
 from meshnn.node.thrift import Memory, Thrift
-from meshnn.node.view import View, slowed
+from meshnn.node.view import View, firm, slowed
 from meshnn.plan.messages import Activate, Cut, CutDone, CutFailed, Prepare, Ready, Refused, Retire, Unplanned
 from meshnn.plan.plan import Epoch, PlanSet, Recipe
 
@@ -417,9 +417,7 @@ class Core:
         alive = {d: slowed(member, self.paces.factor(d, member.boot_id)) for d, member in planned.items()}
         departures = {device: self.flaps.departures(device, now) for device in planned}
         severed = self.severed.pairs(planned)
-        # Whoever is suspected may be dead, and is about to be left out for good: nothing is moved for that first.
-        firm = [pair for pair in severed if all(planned[device].state is MemberState.ALIVE for device in pair)]
-        return View(alive, self.flaps.held(now).union(*firm), severed, departures)
+        return View(alive, self.flaps.held(now).union(*firm(severed, planned)), severed, departures)
 
     def _dialable(self) -> list[Member]:
         states = {MemberState.ALIVE, MemberState.SUSPECT}

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from meshnn.cluster.member import BootId, DeviceId, Member
+from meshnn.cluster.member import BootId, DeviceId, Member, MemberState
 from meshnn.graph.card import Card
 from meshnn.node.effects import Send
 from meshnn.node.outlook import outlooks
@@ -20,9 +20,9 @@ Mark = tuple[DeviceId, BootId, int, float, bool]
 
 
 class Why(enum.Enum):
-    """Why a plan is made: for want of one that works, or as an heir of one; else what serves gives way by choice.
+    """Why a plan is made: for want of one that works, or as an heir of one; else what works gives way by choice.
 
-    A plan for `GAIN` or `COVER` (which may only cover more deaths, not move what serves) is in no hurry.
+    A plan for `COVER` may only cover more deaths, not move what serves.
     """
 
     NEED = "need"
@@ -69,13 +69,18 @@ class Job:
     lacks: dict[DeviceId, tuple[Lack, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """What is in no hurry begins gently."""
-        self.gentle = self.why in {Why.GAIN, Why.COVER}
+        """What the planner replaces by choice goes on until there is better."""
+        self.gentle = self.by_choice
 
     @property
     def voluntary(self) -> bool:
         """Whether it replaces a plan that works."""
         return self.why not in {Why.NEED, Why.HEIR}
+
+    @property
+    def by_choice(self) -> bool:
+        """Whether it does so by the planner's choice; what people ask for they get at once."""
+        return self.voluntary and self.why is not Why.PIN
 
     @property
     def marks(self) -> frozenset[Mark]:
@@ -87,6 +92,10 @@ class Job:
         if self.plans is not None:
             return self.plans.main.lives()
         return {member.device_id: member.boot_id for member in self.members}
+
+    def doubtful(self, alive: Mapping[DeviceId, Member]) -> bool:
+        """Whether what works would give way to a plan that counts on somebody who may be dead."""
+        return self.by_choice and any(alive[device].state is MemberState.SUSPECT for device in self.lives())
 
     def hear(self, source: DeviceId, message: Ready) -> None:
         """What a device has of the plan set now."""

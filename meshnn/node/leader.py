@@ -186,14 +186,10 @@ class Leader:
 
     def on_pin(self, source: DeviceId, message: Pin | Unpin, now: float) -> list[Effect]:
         """Somebody wants a model to run exactly one plan, or gives it back to the planner."""
-        named = any(record.name == message.model for record in self._catalogue.records)
-        if self._term is None or not named:
-            reason = (
-                f"no model is called {message.model}"
-                if self._term is not None
-                else "another device leads by now: ask again"
-            )
-            return [Send(source, PinAnswer(message.ask, reason))]
+        if self._term is None:
+            return [Send(source, PinAnswer(message.ask, "another device leads by now: ask again"))]
+        if all(record.name != message.model for record in self._catalogue.records):
+            return [Send(source, PinAnswer(message.ask, f"no model is called {message.model}"))]
         effects = [*self._pins.ask(source, message), *self._abort(message.model, keep_wish=True)]
         return [*effects, *self.review(self._view, now)]
 
@@ -225,11 +221,13 @@ class Leader:
             lost.append(record.device)
         if lost or job.digest != record.digest:
             return self._abort(record.name)
-        tried = job.phase is Phase.PREPARING and job.deadline <= now
-        if job.gentle and (tried or not self._whole(self._served.get(record.name))):
+        preparing, whole = job.phase is Phase.PREPARING, self._whole(self._served.get(record.name))
+        if preparing and whole and job.doubtful(self._view.alive):
+            return self._fail(record.name, "a device of it is suspected", now)
+        if job.gentle and (not whole or (preparing and job.deadline <= now)):
             # It does not fit beside what serves, or nothing serves any more: then in its place.
             job.gentle = False
-            return self._prepare(record.name, job, now) if job.phase is Phase.PREPARING else []
+            return self._prepare(record.name, job, now) if preparing else []
         if job.deadline <= now:
             return self._fail(record.name, f"{job.phase.value} took too long", now)
         self._wake_at(job.deadline)

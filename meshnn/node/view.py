@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
 
-from meshnn.cluster.member import BootId, DeviceId, Member
+from meshnn.cluster.member import BootId, DeviceId, Member, MemberState
 from meshnn.graph.card import Card
 from meshnn.plan.devices import Link, Links
 from meshnn.plan.outline import outline
@@ -56,6 +56,14 @@ class View:
         if any(lives.get(device) != boot for device, boot in plan.lives().items()):
             return False
         return not self.severed or card is None or self.severed.isdisjoint(crossings(card, plan))
+
+
+def firm(pairs: Iterable[Pair], members: Mapping[DeviceId, Member]) -> list[Pair]:
+    """The pairs of which nobody is suspected.
+
+    Whoever cannot be reached may be dead, and is about to be left out for good: nothing is moved for that first.
+    """
+    return [pair for pair in pairs if all(members[device].state is MemberState.ALIVE for device in pair)]
 
 
 def crossings(card: Card, plan: Plan) -> frozenset[Pair]:
