@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
-from meshnn.cluster.member import Address, BootId, Capability, DeviceId, Member
+from meshnn.cluster.member import Address, BootId, Capability, DeviceId, Member, MemberState
 from meshnn.graph.card import Card
 from meshnn.node import problem
 from meshnn.node.catalogue import Catalogue
@@ -454,6 +454,19 @@ def test_a_death_makes_a_move_by_choice_urgent() -> None:
     assert (gentleness(again), plans_of(again)) == ({False}, plans)
 
 
+def test_nothing_is_moved_by_choice_to_who_may_be_dead() -> None:
+    """A device of the new plan falls silent: what serves goes on, and the choice is made anew later."""
+    bench, old, effects = moving()
+    plans = plans_of(effects)
+    silent = msgspec.structs.replace(bench.alive[D], state=MemberState.SUSPECT)
+    assert D in plans.main.devices()
+    effects = bench.review(50.5, d=silent)
+    assert {message.epoch for _, message in said(effects, Retire)} == {plans.main.epoch}  # type: ignore[attr-defined]
+    assert (bench.served().plans, solves(effects)) == (old, [])
+    bench.review(50.6, d=member("d", speed=50.0))
+    assert solves(bench.review(50.5 + BACKOFF_S))
+
+
 def test_a_loss_is_no_choice() -> None:
     """A death within the minute is acted on at once, and the minute goes on as before."""
     bench = moved()
@@ -546,6 +559,19 @@ def test_a_pair_that_cannot_reach_each_other_is_planned_apart() -> None:
         assert isinstance(prepare, Prepare)
         found = prepare.plans.main
     assert not set(pair) <= set(found.devices())
+
+
+def test_nothing_is_moved_for_a_pair_of_which_one_may_be_dead() -> None:
+    """A pair that no plan hands across is planned for when both are known to live, and not before."""
+    bench = Bench("abcd")
+    plans = bench.serve()
+    idle = min({A, B, C, D} - set(plans.main.devices()))
+    used = plans.main.devices()[0]
+    pair = (min(used, idle), max(used, idle))
+    silent = msgspec.structs.replace(bench.alive[idle], state=MemberState.SUSPECT)
+    view = View(bench.alive | {idle: silent}, severed=frozenset({pair}))
+    assert solves(bench.leader.review(view, 9.0)) == []
+    assert solves(bench.leader.review(View(bench.alive, severed=frozenset({pair})), 9.0))
 
 
 def test_a_flapper_is_used_last_and_not_waited_for() -> None:

@@ -267,6 +267,20 @@ MUTANTS = (
         LEADER,
     ),
     _node(
+        "nothing is moved by choice to who is suspected",
+        "jobs",
+        "alive[device].state is MemberState.SUSPECT",
+        "alive[device].state is MemberState.DEAD",
+        LEADER,
+    ),
+    _node(
+        "nothing is moved for a pair of which one is suspected",
+        "view",
+        "members[device].state is MemberState.ALIVE",
+        "members[device].state is not MemberState.DEAD",
+        LEADER,
+    ),
+    _node(
         "who had no link at all accuses nobody",
         "contacts",
         "if row.wait_s <= SECOND_S}",
@@ -414,7 +428,7 @@ MUTANTS = (
     _node(
         "who is severed from another is used last",
         "core",
-        "self.flaps.held(now).union(*firm)",
+        "self.flaps.held(now).union(*firm(severed, planned))",
         "self.flaps.held(now)",
         "tests/node/test_deaths.py",
     ),
