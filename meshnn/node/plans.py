@@ -417,4 +417,6 @@ class PlanBook:
         """What this device still needs for a plan; in steps, so that measures that waver are no news."""
         files = [entry.files[recipe] for recipe in plan.recipes_of(self._me) if recipe in entry.files]
         fetch_bytes, load_ms = self._shards.lacking(files)
-        return Lack(plan.epoch, fetch_bytes, -(-int(load_ms) // LACK_STEP_MS) * LACK_STEP_MS)
+        card = self._card(plan.digest)
+        room = card is not None and self._shards.has_room(shard_memory(card, plan, self._me))
+        return Lack(plan.epoch, fetch_bytes, -(-int(load_ms) // LACK_STEP_MS) * LACK_STEP_MS, room)

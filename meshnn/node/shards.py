@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from meshnn.node.effects import Effect, Load, Unload, note
@@ -56,7 +56,7 @@ class Wanted:
     """A shard that a model's plan gives this device: its file, how much it is needed, what it costs in memory.
 
     `rank` is the place of its contingency among those of the plan, the most valuable first. Requests use one that is
-    `pressing`, or wait for it: it does not wait for what drains, of what must go it goes last, and for no other spare.
+    `pressing`, or wait for it: what drains and all other spares make room for it, and it goes last of what must go.
     """
 
     fetch: Fetch
@@ -139,6 +139,11 @@ class Shards:
             return before
         told = (0, 0.0) if before in (FETCHING, LOADING) else before
         return (told[0] + wish.fetch.size_bytes, told[1] + took_ms)
+
+    def has_room(self, costs: Mapping[Recipe, int]) -> bool:
+        """Whether shards of these costs fit beside what serves and what is to serve, were requests to wait for them."""
+        serving = {r: wish.cost_bytes for r, wish in self._wanted.items() if wish.level <= Level.ACTIVE}
+        return sum({**costs, **serving}.values()) <= self._budget_bytes
 
     def loaded(self) -> tuple[Recipe, ...]:
         """The shards that are loaded, sorted."""
@@ -304,7 +309,7 @@ class Shards:
 
     def _gives_way(self, held: Wanted, wish: Wanted) -> bool:
         """Whether a loaded shard may go for a wish; what serves another model stays, since the planner counts on it."""
-        if wish.pressing and held.level is Level.DRAINING and not held.pressing:
+        if wish.pressing and held.level in _PASSING and not held.pressing:
             return True
         if held.pressing and not wish.pressing and wish.level >= Level.SPARE:
             return False

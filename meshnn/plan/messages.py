@@ -73,11 +73,15 @@ class Prepare(msgspec.Struct, frozen=True, tag=True):
 
 
 class Lack(msgspec.Struct, frozen=True):
-    """What a device still needs for a plan: bytes to fetch, and the time all of it takes, as its own measures say."""
+    """What a device still needs for a plan: bytes to fetch, and the time all of it takes, as its own measures say.
+
+    With `room` it loads it as soon as a request asks for it: it fits beside all that serves there.
+    """
 
     epoch: Epoch
     fetch_bytes: int
     load_ms: int
+    room: bool = False
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

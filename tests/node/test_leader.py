@@ -636,6 +636,10 @@ def test_the_outlook_of_every_death_is_told() -> None:
     (row,) = [row for row in bench.served().outlooks(A) if row.device == victim]
     assert (row.state, row.reroute_ms) == ("on disk", 2600)
     assert all(isinstance(word, Activate) and row in word.outlooks for _, word in said(effects, Activate))
+    handy = Lack(plan.epoch, 0, 400, room=True)
+    bench.leader.on_ready(taker, Ready(plans.main.epoch, (plans.main.epoch,), (plan.epoch,), (handy,)), 1.0)
+    (row,) = [row for row in bench.served().outlooks(victim) if row.device == victim]
+    assert (row.state, row.reroute_ms) == ("on disk", 1600)
     lack = Lack(plan.epoch, 5000, 900)
     bench.leader.on_ready(taker, Ready(plans.main.epoch, (plans.main.epoch,), (), (lack,)), 1.0)
     (row,) = [row for row in bench.served().outlooks(A) if row.device == victim]

@@ -82,15 +82,28 @@ def test_a_spare_shard_waits_for_what_drains() -> None:
     assert loads(shards.want([wish(1, Level.SPARE)])) == [R[1]]
 
 
-def test_what_requests_wait_for_does_not_wait_for_what_drains() -> None:
-    """It costs neither a plan that serves its place nor a contingency of more value."""
-    held = [wish(0, Level.ACTIVE, 20), wish(1, Level.SPARE)]
-    shards = loaded(*held)
-    assert shards.want([*held, replace(wish(2, Level.SPARE), pressing=True, rank=1)]) == []
+def test_what_requests_wait_for_waits_for_nothing_but_what_serves() -> None:
+    """What drains makes room for it, and a contingency of more value that nobody asks for; what serves does not."""
+    asked = replace(wish(2, Level.SPARE), pressing=True, rank=1)
+    for level in (Level.DRAINING, Level.SPARE, Level.IDLE):
+        shards = loaded(wish(0, Level.ACTIVE, 20), wish(1, Level.ACTIVE))
+        effects = shards.want([wish(0, Level.ACTIVE, 20), wish(1, level), asked])
+        assert (unloads(effects), loads(effects)) == ([R[1]], [R[2]])
     shards = loaded(wish(0, Level.ACTIVE, 20), wish(1, Level.ACTIVE))
-    held = [wish(0, Level.ACTIVE, 20), wish(1, Level.DRAINING)]
-    effects = shards.want([*held, replace(wish(2, Level.SPARE), pressing=True, rank=1)])
-    assert (unloads(effects), loads(effects)) == ([R[1]], [R[2]])
+    assert shards.want([wish(0, Level.ACTIVE, 20), wish(1, Level.ACTIVE), asked]) == []
+    shards = loaded(wish(0, Level.ACTIVE, 20), wish(1, Level.SPARE))
+    other = replace(wish(1, Level.SPARE), pressing=True)
+    assert shards.want([wish(0, Level.ACTIVE, 20), other, asked]) == []
+
+
+def test_room_beside_what_serves_counts_no_spare() -> None:
+    """What requests would ask for fits where what serves and what is to serve leaves room; shared shards count once."""
+    shards = loaded(wish(0, Level.ACTIVE, 20), wish(1, Level.SPARE))
+    assert shards.has_room({R[2]: 10})
+    assert shards.has_room({R[0]: 20, R[2]: 10})
+    assert not shards.has_room({R[2]: 11})
+    shards.want([wish(0, Level.ACTIVE, 20), wish(1, Level.SPARE), wish(3, Level.PREPARING, 5)])
+    assert not shards.has_room({R[2]: 10})
 
 
 def test_what_requests_use_goes_last_for_the_plan_that_replaces_it() -> None:

@@ -20,6 +20,8 @@ CONVERGE_S = 30.0
 SAMPLE_S = 5.0
 CALM_S = 5.0
 PAGE_BYTES = 4096
+# Memory's course is told in so many medians.
+PARTS = 24
 # A run so long tells a leak from a start that is not over yet: its last quarter is compared with its second.
 SOAK_S = 1200.0
 GROWN_RSS = 0.10
@@ -197,7 +199,7 @@ def grown(name: str, samples: Sequence[Sample]) -> list[str]:
 
 
 def _drift(samples: Sequence[Sample]) -> dict[str, float | list[float]]:
-    """Medians of the second and the last quarter, and what the memory's fitted line rises in an hour."""
+    """Medians of the second and the last quarter, and what memory's fitted line rises in an hour; its whole course."""
     early, late = _quarters(samples)
     pairs: dict[str, float | list[float]] = {
         name: [_median(part, name) for part in (early, late)] for name in ("rss_mb", *COUNTS)
@@ -206,6 +208,8 @@ def _drift(samples: Sequence[Sample]) -> dict[str, float | list[float]]:
     if len(later) > 1:
         slope = statistics.linear_regression([s.at_s for s in later], [s.rss_mb for s in later]).slope
         pairs["rss_mb_per_hour_second_half"] = round(slope * 3600, 1)
+        part = max(1, len(samples) // PARTS)
+        pairs["rss_mb_over_time"] = [_median(samples[at : at + part], "rss_mb") for at in range(0, len(samples), part)]
     return pairs
 
 

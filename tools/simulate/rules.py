@@ -218,10 +218,10 @@ MUTANTS = (
     ),
     _node("a contingency serves when it is loaded", "plans", "if plan.epoch in entry.ready]", "if plan.epoch]", PLANS),
     _node(
-        "what a request waits for does not wait for what drains",
+        "what a request waits for waits for nothing but what serves",
         "shards",
-        "if wish.pressing and held.level is Level.DRAINING",
-        "if not wish and held.level is Level.DRAINING",
+        "if wish.pressing and held.level in _PASSING and",
+        "if not wish and",
         SHARDS,
     ),
     _node(
