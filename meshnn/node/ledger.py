@@ -285,11 +285,15 @@ class Ledger:
         )
 
     def _reported(self, entry: Request, plan: Plan, end: int, now: float) -> set[DeviceId]:
-        """The plan's devices at one end (0: the blamed one, 1: who blames it) of paths that carry nothing."""
+        """The plan's devices at one end (0: the blamed one, 1: who blames it) of paths that carry nothing.
+
+        Where this node has evidence of its own against the blamed one, that is all there is to go around.
+        """
         pairs = self._doubts.soft(plan, now)
         pairs += [(device, other) for device, (until, other) in entry.avoid.items() if until > now]
-        devices = plan.devices()
-        return {pair[end] for pair in pairs if pair[0] in devices and pair[end] in devices}
+        devices = set(plan.devices())
+        blamed = devices - self._doubts.hard(plan, now)
+        return {pair[end] for pair in pairs if pair[0] in blamed and pair[end] in devices}
 
     def _search(self, entry: Request, now: float, doubted: Callable[[Plan], set[DeviceId]]) -> Way | None:
         """The first plan in order of preference with a way free of hard and of these doubts."""

@@ -8,8 +8,8 @@ from meshnn.cluster.member import DeviceId
 from meshnn.plan.messages import Lack, Outlook
 from meshnn.plan.plan import Epoch, Plan, PlanSet
 
-# From the loss of power to the evidence of an origin, which asks for what its devices can load: three pings.
-EVIDENCE_MS = 1000
+# From the loss of power to the evidence of an origin, which asks at once for what its devices can load: three pings.
+EVIDENCE_MS = 900
 # From the loss of power to the leader's acting on it: an unanswered ping, three more, the time a link has to come back.
 NOTICE_MS = 2000
 # A leader's death is acted on by the next one: what is left of the lease, the candidates' wait, two rounds of votes.
@@ -44,6 +44,6 @@ def _outlook(
     if missing and not fetch_bytes and all(lack.room for lack in missing):
         notice_ms = EVIDENCE_MS
     else:
-        notice_ms = ELECTION_MS if device == leader else NOTICE_MS
-    reroute_ms = -(-(notice_ms + SWITCH_MS + load_ms) // STEP_MS) * STEP_MS
+        notice_ms = SWITCH_MS + (ELECTION_MS if device == leader else NOTICE_MS)
+    reroute_ms = -(-(notice_ms + load_ms) // STEP_MS) * STEP_MS
     return Outlook(device, "fetch" if fetch_bytes else "on disk", fetch_bytes, reroute_ms)

@@ -639,7 +639,7 @@ def test_the_outlook_of_every_death_is_told() -> None:
     handy = Lack(plan.epoch, 0, 400, room=True)
     bench.leader.on_ready(taker, Ready(plans.main.epoch, (plans.main.epoch,), (plan.epoch,), (handy,)), 1.0)
     (row,) = [row for row in bench.served().outlooks(victim) if row.device == victim]
-    assert (row.state, row.reroute_ms) == ("on disk", 1600)
+    assert (row.state, row.reroute_ms) == ("on disk", 1300)
     lack = Lack(plan.epoch, 5000, 900)
     bench.leader.on_ready(taker, Ready(plans.main.epoch, (plans.main.epoch,), (), (lack,)), 1.0)
     (row,) = [row for row in bench.served().outlooks(A) if row.device == victim]

@@ -269,6 +269,17 @@ def test_the_reported_device_is_gone_around_before_the_reporter() -> None:
     assert epochs(machine.on_failed("r1", 1, D, "peer_error", "reset", C, 0.2)) == [("r1", 2, WITHOUT_C.epoch)]
 
 
+def test_who_blames_the_dead_is_not_gone_around() -> None:
+    """This node knows by itself that C is gone: while the plan without C is loaded, the one without D is no way out."""
+    neither = pipeline([B, E], epoch=MAIN.epoch.without(D))
+    machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C, neither))))
+    accepted(machine)
+    machine.on_failed("r1", 1, D, "peer_error", "silent", C, 0.2)
+    machine.on_evidence(C, 0.3)
+    assert epochs(machine.on_failed("r1", 2, B, "stale_epoch_error", "not loaded here", "", 0.4)) == []
+    assert next_dispatch(machine) == (pytest.approx(0.45), [("r1", 3, WITHOUT_C.epoch)])
+
+
 def test_own_evidence_is_not_overruled() -> None:
     """A device that this node itself found gone is not tried again before it is linked."""
     machine = ledger(Shelf(PlanSet(MAIN)))

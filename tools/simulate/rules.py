@@ -324,6 +324,13 @@ MUTANTS = (
         SHARDS,
     ),
     _node(
+        "who blames the dead is not gone around",
+        "ledger",
+        "blamed = devices - self._doubts.hard(plan, now)",
+        "blamed = devices",
+        LEDGER,
+    ),
+    _node(
         "one answer a request",
         "ledger",
         "        self._forget(entry)\n        return effects + self._pump(entry.model, now)\n\n    def on_unwanted",
