@@ -107,7 +107,7 @@ class Job:
         """The row of its plan, that serves from now on; an heir is to be looked at at once."""
         assert self.plans is not None
         marks = frozenset() if self.why is Why.HEIR else self.marks
-        row = ActivePlan(self.plans, self.loaded, marks, self.view.severed, kept=self.why is Why.COVER)
+        row = ActivePlan(self.plans, self.loaded, marks, self.view.firm, kept=self.why is Why.COVER)
         row.stored, row.lacks, row.beside = self.stored, self.lacks, self.beside
         return row
 

@@ -111,7 +111,7 @@ class Leader:
             refusals = self._refused.reasons(model)
             effects = self._fail(model, "; ".join([result, *refusals]), now, hopeless=not refusals)
         elif job.voluntary and served is not None and not better(result, served.plans, problem):
-            served.considered, served.severed, served.kept = job.marks, job.view.severed, job.why is Why.COVER
+            served.considered, served.severed, served.kept = job.marks, job.view.firm, job.why is Why.COVER
             served.beside = job.beside
             del self._jobs[model]
         else:

@@ -276,30 +276,31 @@ class Ledger:
     def _way(self, entry: Request, now: float, *, patient: bool) -> Way | None:
         """A plan, lane and groups without doubted devices; while `patient`, without reported ones either.
 
-        Where none goes without the devices that stages reported, one without those stages may.
+        Where none goes without the devices that stages reported, one without those stages may: while one of the former
+        is being loaded, as long as it need not be loaded too. They may want the same room.
         """
         if not patient:
             return self._search(entry, now, lambda plan: set())
-        return self._search(entry, now, lambda plan: self._reported(entry, plan, 0, now)) or self._search(
-            entry, now, lambda plan: self._reported(entry, plan, 1, now)
-        )
+        way = self._search(entry, now, lambda plan: self._reported(entry, plan, 0, now))
+        if way is not None:
+            return way
+        waits = any(until > now for until in entry.refused.values())
+        return self._search(entry, now, lambda plan: self._reported(entry, plan, 1, now), on_disk=not waits)
 
     def _reported(self, entry: Request, plan: Plan, end: int, now: float) -> set[DeviceId]:
-        """The plan's devices at one end (0: the blamed one, 1: who blames it) of paths that carry nothing.
-
-        Where this node has evidence of its own against the blamed one, that is all there is to go around.
-        """
+        """The plan's devices at one end (0: the blamed one, 1: who blames it) of paths that carry nothing."""
         pairs = self._doubts.soft(plan, now)
         pairs += [(device, other) for device, (until, other) in entry.avoid.items() if until > now]
-        devices = set(plan.devices())
-        blamed = devices - self._doubts.hard(plan, now)
-        return {pair[end] for pair in pairs if pair[0] in blamed and pair[end] in devices}
+        devices = plan.devices()
+        return {pair[end] for pair in pairs if pair[0] in devices and pair[end] in devices}
 
-    def _search(self, entry: Request, now: float, doubted: Callable[[Plan], set[DeviceId]]) -> Way | None:
+    def _search(
+        self, entry: Request, now: float, doubted: Callable[[Plan], set[DeviceId]], *, on_disk: bool = True
+    ) -> Way | None:
         """The first plan in order of preference with a way free of hard and of these doubts."""
         avoid: set[DeviceId] = set()
         while True:
-            plan = self._served.choose(entry.model, frozenset(avoid))
+            plan = self._served.choose(entry.model, frozenset(avoid), on_disk=on_disk)
             if plan is None or entry.refused.get(plan.epoch, 0.0) > now:
                 return None
             bad = self._doubts.hard(plan, now) | doubted(plan)

@@ -11,7 +11,7 @@ from math import inf
 
 from meshnn.cluster.member import BootId, DeviceId, Member
 from meshnn.node.jobs import ActivePlan, Why, mark_of
-from meshnn.node.view import View, firm
+from meshnn.node.view import View
 
 # A device must have been here so long before a working plan is looked at for it, in seconds.
 STABLE_S = 5.0
@@ -41,7 +41,7 @@ def look_again(
         return inf, Why.GAIN
     if _ails(served, usable):
         return now, Why.AILING
-    if firm(view.severed - served.severed, view.alive):
+    if view.firm - served.severed:
         return now, Why.SEVERED
     free_at = -inf if changed_at is None else changed_at + VOLUNTARY_S
     fresh = {mark_of(member, view.held) for member in usable} - served.considered

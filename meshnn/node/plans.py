@@ -111,17 +111,19 @@ class PlanBook:
         entry = self._active.get(model)
         return None if entry is None else entry.plans.main.epoch
 
-    def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
+    def choose(self, model: str, avoid: frozenset[DeviceId], *, on_disk: bool = True) -> Plan | None:
         """The plan to use without the devices in `avoid`: the active one, else a loaded contingency.
 
-        Else one whose files are where they are needed: that it is asked for has its devices load it (`on_asked`).
+        Else, where `on_disk` is wanted, one whose files are where they are needed: that it is asked for has its devices
+        load it (`on_asked`).
         """
         entry = self._active.get(model)
         if entry is None:
             return None
         loaded = [plan for plan in entry.plans.contingencies if plan.epoch in entry.ready]
         # One for another death may do without these devices too, but last: whoever is asked takes that death for true.
-        spares = sorted((*loaded, *entry.on_disk()), key=lambda plan: plan.epoch.absent not in avoid)
+        stored = entry.on_disk() if on_disk else []
+        spares = sorted((*loaded, *stored), key=lambda plan: plan.epoch.absent not in avoid)
         return next((plan for plan in (entry.plans.main, *spares) if avoid.isdisjoint(plan.devices())), None)
 
     def unplanned(self, model: str) -> Unplanned | None:

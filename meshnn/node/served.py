@@ -24,8 +24,8 @@ class Served(Protocol):
     def on_asked(self, model: str, epoch: Epoch) -> None:
         """A request came for a shard of this plan that is not loaded here, or is a contingency's."""
 
-    def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
-        """The active plan if it needs none of `avoid`, else a contingency, loaded or on disk, that needs none."""
+    def choose(self, model: str, avoid: frozenset[DeviceId], *, on_disk: bool = True) -> Plan | None:
+        """The active plan if it needs none of `avoid`, else a contingency that needs none, loaded or `on_disk`."""
 
     def newest(self, model: str) -> Epoch | None:
         """The newest epoch known for a model."""

@@ -42,9 +42,9 @@ class Serving:
         """A request came for a shard of this plan that is not loaded here, or is a contingency's."""
         self._ask(model, epoch)
 
-    def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
+    def choose(self, model: str, avoid: frozenset[DeviceId], *, on_disk: bool = True) -> Plan | None:
         """The plan to use without the devices in `avoid`; the cards of its model must be here too."""
-        plan = self._core.book.choose(model, avoid)
+        plan = self._core.book.choose(model, avoid, on_disk=on_disk)
         # While a replaced model's old plan is still active, requests of the new one wait.
         if plan is None or self.card(plan.digest) is None or plan.digest != self._core.catalogue.current(model):
             return None

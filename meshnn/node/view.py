@@ -47,6 +47,11 @@ class View:
             for device, member in sorted(self.alive.items())
         }
 
+    @property
+    def firm(self) -> frozenset[Pair]:
+        """The severed pairs of which nobody is suspected."""
+        return firm(self.severed, self.alive)
+
     def runs(self, plan: Plan, card: Card | None) -> bool:
         """Whether every device of a plan lives the life it was made for, and none is cut off from who it hands on to.
 
@@ -58,12 +63,12 @@ class View:
         return not self.severed or card is None or self.severed.isdisjoint(crossings(card, plan))
 
 
-def firm(pairs: Iterable[Pair], members: Mapping[DeviceId, Member]) -> list[Pair]:
+def firm(pairs: Iterable[Pair], members: Mapping[DeviceId, Member]) -> frozenset[Pair]:
     """The pairs of which nobody is suspected.
 
     Whoever cannot be reached may be dead, and is about to be left out for good: nothing is moved for that first.
     """
-    return [pair for pair in pairs if all(members[device].state is MemberState.ALIVE for device in pair)]
+    return frozenset(pair for pair in pairs if all(members[device].state is MemberState.ALIVE for device in pair))
 
 
 def crossings(card: Card, plan: Plan) -> frozenset[Pair]:

@@ -58,6 +58,7 @@ class Shelf:
         self.handles: dict[Recipe, int] = {}
         self.predicted = predicted_s
         self.asked: list[tuple[str, Epoch]] = []
+        self.unloaded: set[Epoch] = set()
 
     def plan(self, model: str, epoch: Epoch) -> Plan | None:
         """An active plan, a contingency, or one of the others (prepared, draining)."""
@@ -77,10 +78,10 @@ class Shelf:
         """Remembered."""
         self.asked.append((model, epoch))
 
-    def choose(self, model: str, avoid: frozenset[DeviceId]) -> Plan | None:
+    def choose(self, model: str, avoid: frozenset[DeviceId], *, on_disk: bool = True) -> Plan | None:
         """The first of the active plan set that needs none of `avoid`."""
         active = self.active.get(model)
-        usable = active.plans if active else ()
+        usable = [plan for plan in (active.plans if active else ()) if on_disk or plan.epoch not in self.unloaded]
         return next((plan for plan in usable if avoid.isdisjoint(plan.devices())), None)
 
     def newest(self, model: str) -> Epoch | None:

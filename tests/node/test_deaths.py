@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from meshnn.node import reports
+from meshnn.node.outlook import EVIDENCE_MS
 from meshnn.plan.messages import Prepare
 from tests.node.cores import Cores, meet, model
 
@@ -43,7 +44,7 @@ def test_an_uncovered_death_is_answered_from_disk_without_a_search() -> None:
     rows = deaths(mesh, "b")
     waiting = [letter for letter, row in rows.items() if row["state"] == "on disk"]
     assert waiting
-    assert all(rows[letter]["reroute_ms"] > 1000 for letter in waiting)
+    assert all(rows[letter]["reroute_ms"] >= EVIDENCE_MS for letter in waiting)
     leader = mesh.leader()
     victim = next((letter for letter in waiting if letter != leader), waiting[0])
     planned = mesh.plans("cat").without(mesh.devices[victim].id)

@@ -269,16 +269,19 @@ def test_the_reported_device_is_gone_around_before_the_reporter() -> None:
     assert epochs(machine.on_failed("r1", 1, D, "peer_error", "reset", C, 0.2)) == [("r1", 2, WITHOUT_C.epoch)]
 
 
-def test_who_blames_the_dead_is_not_gone_around() -> None:
-    """This node knows by itself that C is gone: while the plan without C is loaded, the one without D is no way out."""
-    neither = pipeline([B, E], epoch=MAIN.epoch.without(D))
-    machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C, neither))))
+@pytest.mark.parametrize("loaded", [False, True])
+def test_while_the_plan_around_the_reported_is_loaded_one_around_the_reporter_must_be(loaded: bool) -> None:
+    """The former is asked for and refuses once; asked for too, the latter would take the room that it waits for."""
+    shelf = Shelf(SET)
+    shelf.unloaded = {WITHOUT_C.epoch} if loaded else {WITHOUT_C.epoch, WITHOUT_D.epoch}
+    machine = ledger(shelf)
     accepted(machine)
-    machine.on_failed("r1", 1, D, "peer_error", "silent", C, 0.2)
-    machine.on_evidence(C, 0.3)
-    assert epochs(machine.on_failed("r1", 2, B, "stale_epoch_error", "not loaded here", "", 0.4)) == []
-    at, sent = next_dispatch(machine)
-    assert (at, sent) == (0.45, [("r1", 3, WITHOUT_C.epoch)])
+    assert epochs(machine.on_failed("r1", 1, D, "peer_error", "silent", C, 0.2)) == [("r1", 2, WITHOUT_C.epoch)]
+    refused = epochs(machine.on_failed("r1", 2, B, "stale_epoch_error", "not loaded here", "", 0.4))
+    assert refused == ([("r1", 3, WITHOUT_D.epoch)] if loaded else [])
+    if not loaded:
+        at, sent = next_dispatch(machine)
+        assert (at, sent) == (0.45, [("r1", 3, WITHOUT_C.epoch)])
 
 
 def test_own_evidence_is_not_overruled() -> None:

@@ -324,10 +324,10 @@ MUTANTS = (
         SHARDS,
     ),
     _node(
-        "who blames the dead is not gone around",
+        "one contingency is asked for at a time",
         "ledger",
-        "blamed = devices - self._doubts.hard(plan, now)",
-        "blamed = devices",
+        "waits = any(until > now for until in entry.refused.values())",
+        "waits = False",
         LEDGER,
     ),
     _node(
