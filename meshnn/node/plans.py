@@ -370,14 +370,17 @@ class PlanBook:
 
     def _wishes(self, entry: _Entry, main: Level, spare: Level) -> list[Wanted]:
         wishes: list[Wanted] = []
+        # Two that were asked for may want the same room: it is for the first, whose death has come.
+        order = list(entry.pressing)
         for rank, plan in enumerate(entry.plans.plans):
             card = self._card(plan.digest)
             if card is None:
                 continue
             level, asked = spare if plan.epoch.absent else main, plan.epoch in entry.pressing
+            place = order.index(plan.epoch) if asked else rank
             costs = shard_memory(card, plan, self._me)
             mine = [recipe for recipe in plan.recipes_of(self._me) if recipe in entry.files]
-            wishes += [Wanted(entry.files[recipe], level, costs[recipe], plan.model, rank, asked) for recipe in mine]
+            wishes += [Wanted(entry.files[recipe], level, costs[recipe], plan.model, place, asked) for recipe in mine]
         return wishes
 
     def _report(self) -> list[Effect]:

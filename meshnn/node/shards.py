@@ -56,7 +56,8 @@ class Wanted:
     """A shard that a model's plan gives this device: its file, how much it is needed, what it costs in memory.
 
     `rank` is the place of its contingency among those of the plan, the most valuable first. Requests use one that is
-    `pressing`, or wait for it: what drains and all other spares make room for it, and it goes last of what must go.
+    `pressing`, or wait for it (of such the `rank` is the order in which they were asked for): what drains and all other
+    spares make room for it, and it goes last of what must go.
     """
 
     fetch: Fetch

@@ -143,6 +143,22 @@ def test_a_contingency_that_is_asked_for_takes_its_place_back_from_a_plan_that_c
     assert bench.book.on_asked("dog", FIRST.without(C), 20.0) == []
 
 
+def test_of_two_contingencies_that_are_asked_for_the_first_has_the_room() -> None:
+    """While it is loaded requests try another, more valuable beforehand: that one does not get in between."""
+    main = stages(FIRST, (0, 3, A), (4, 5, C), (6, 7, D)).main
+    spares = [stages(FIRST.without(gone), (0, last, A), (last + 1, 7, B)).main for gone, last in ((C, 5), (D, 6))]
+    plans, room, spare = PlanSet(main, tuple(spares)), Bench(), Bench()
+    room.serve(PlanSet(main))
+    spare.serve(PlanSet(msgspec.structs.replace(spares[1], epoch=FIRST)))
+    bench = Bench(room.shards.used_bytes + spare.shards.used_bytes)
+    bench.serve(plans)
+    other, first = (plan.recipes_of(A)[0] for plan in spares)
+    assert other in bench.shards.loaded()
+    effects = bench.book.on_asked("cat", FIRST.without(D), 1.0)
+    bench.load([*effects, *bench.book.on_asked("cat", FIRST.without(C), 1.1)])
+    assert (first in bench.shards.loaded(), other in bench.shards.loaded()) == (True, False)
+
+
 def test_who_is_back_is_counted_on_again() -> None:
     """A link to the device that requests went around: a plan that counts on it is prepared at once."""
     room, plans = Bench(), plan_set()

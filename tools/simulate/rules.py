@@ -225,6 +225,13 @@ MUTANTS = (
         SHARDS,
     ),
     _node(
+        "of two that were asked for the first has the room",
+        "plans",
+        "place = order.index(plan.epoch) if asked else rank",
+        "place = rank",
+        PLANS,
+    ),
+    _node(
         "what requests use makes no room for another contingency",
         "shards",
         "if held.pressing and not wish.pressing and wish.level >= Level.SPARE:",
