@@ -12,7 +12,10 @@ from meshnn.plan.plan import Epoch, Plan
 
 @dataclass(frozen=True, slots=True)
 class LedgerLimits:
-    """The bounds and patience of a ledger; times in seconds."""
+    """The bounds and patience of a ledger; times in seconds.
+
+    So many refusals of `asked_first` are taken for a plan that is being loaded: no other is tried meanwhile.
+    """
 
     queue: int = 1024
     queue_bytes: int = 256_000_000
@@ -23,6 +26,7 @@ class LedgerLimits:
     report_s: float = 5.0
     grace_s: float = 0.5
     recheck_s: float = 1.0
+    asked_first: int = 3
     backoff_s: float = 0.05
     most_backoff_s: float = 1.0
     budget: float = 16.0

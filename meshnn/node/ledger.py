@@ -276,8 +276,9 @@ class Ledger:
     def _way(self, entry: Request, now: float, *, patient: bool) -> Way | None:
         """A plan, lane and groups without doubted devices; while `patient`, without reported ones either.
 
-        Where none goes without the devices that stages reported, one without those stages may: while one of the former
-        is being loaded, as long as it need not be loaded too. They may want the same room.
+        Where none goes without the devices that stages reported, one without those stages may. While one of the former
+        is being loaded that comes later, and only by what need not be loaded too: it may want the same room, and go
+        through a device that is dead.
         """
         if not patient:
             return self._search(entry, now, lambda plan: set())
@@ -285,6 +286,8 @@ class Ledger:
         if way is not None:
             return way
         waits = any(until > now for until in entry.refused.values())
+        if waits and entry.failures <= self._limits.asked_first:
+            return None
         return self._search(entry, now, lambda plan: self._reported(entry, plan, 1, now), on_disk=not waits)
 
     def _reported(self, entry: Request, plan: Plan, end: int, now: float) -> set[DeviceId]:

@@ -270,18 +270,21 @@ def test_the_reported_device_is_gone_around_before_the_reporter() -> None:
 
 
 @pytest.mark.parametrize("loaded", [False, True])
-def test_while_the_plan_around_the_reported_is_loaded_one_around_the_reporter_must_be(loaded: bool) -> None:
-    """The former is asked for and refuses once; asked for too, the latter would take the room that it waits for."""
+def test_the_plan_around_the_reported_is_waited_for_while_it_is_loaded(loaded: bool) -> None:
+    """It is asked for and refuses some times; only then one around the reporter is tried, and only if it is loaded."""
     shelf = Shelf(SET)
     shelf.unloaded = {WITHOUT_C.epoch} if loaded else {WITHOUT_C.epoch, WITHOUT_D.epoch}
     machine = ledger(shelf)
     accepted(machine)
     assert epochs(machine.on_failed("r1", 1, D, "peer_error", "silent", C, 0.2)) == [("r1", 2, WITHOUT_C.epoch)]
-    refused = epochs(machine.on_failed("r1", 2, B, "stale_epoch_error", "not loaded here", "", 0.4))
-    assert refused == ([("r1", 3, WITHOUT_D.epoch)] if loaded else [])
-    if not loaded:
-        at, sent = next_dispatch(machine)
-        assert (at, sent) == (0.45, [("r1", 3, WITHOUT_C.epoch)])
+    now, attempt = 0.4, 2
+    for _ in range(3):
+        assert epochs(machine.on_failed("r1", attempt, B, "stale_epoch_error", "not loaded here", "", now)) == []
+        (now, ((_, attempt, epoch),)) = next_dispatch(machine)
+        assert epoch == WITHOUT_C.epoch
+    assert now == pytest.approx(0.4 + 0.05 + 0.1 + 0.2)
+    refused = epochs(machine.on_failed("r1", attempt, B, "stale_epoch_error", "not loaded here", "", now))
+    assert refused == ([("r1", 6, WITHOUT_D.epoch)] if loaded else [])
 
 
 def test_own_evidence_is_not_overruled() -> None:

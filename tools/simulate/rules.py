@@ -331,6 +331,13 @@ MUTANTS = (
         SHARDS,
     ),
     _node(
+        "what is being loaded is waited for first",
+        "ledger",
+        "if waits and entry.failures <= self._limits.asked_first:",
+        "if waits and entry.failures < 0:",
+        LEDGER,
+    ),
+    _node(
         "one contingency is asked for at a time",
         "ledger",
         "waits = any(until > now for until in entry.refused.values())",
