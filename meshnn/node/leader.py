@@ -196,18 +196,19 @@ class Leader:
     def on_linked(self, device: DeviceId, boot: BootId) -> list[Effect]:
         """A link is up again: what was said meanwhile may be lost, so it is said anew to this life of the device."""
         effects: list[Effect] = []
-        preparing: list[PlanSet] = []
+        preparing: list[tuple[PlanSet, bool]] = []
         for model, job in sorted(self._jobs.items()):
             if job.phase is Phase.PREPARING and job.plans is not None:
-                preparing.append(job.plans)
+                preparing.append((job.plans, job.gentle))
             elif job.phase is Phase.CUTTING and job.holder == device:
                 effects += self._abort(model)
         for _, served in sorted(self._served.items()):
             served.told.pop(device, None)
-            preparing.append(served.plans)
-        for plans in preparing:
+            preparing.append((served.plans, False))
+        for plans, gentle in preparing:
             if all(plan.lives().get(device, boot) == boot for plan in plans.plans):
-                effects += [send for send in self._files.prepares(plans, self._view.alive) if send.to == device]
+                sends = self._files.prepares(plans, self._view.alive, gentle=gentle)
+                effects += [send for send in sends if send.to == device]
         return effects
 
     def _review_job(self, record: NameRecord, now: float) -> list[Effect]:

@@ -445,6 +445,16 @@ def test_a_move_that_does_not_fit_beside_what_serves_takes_its_place() -> None:
     assert bench.served().plans is plans
 
 
+def test_a_new_link_hears_of_a_move_by_choice_as_gently() -> None:
+    """What is said anew over a link that came up is what was said before."""
+    bench, old, effects = moving()
+    plans = plans_of(effects)
+    device = next(iter(set(plans.main.devices()) & set(old.main.devices())))
+    said_again = said(bench.leader.on_linked(device, LIFE), Prepare)
+    gentle = {message.plans.main.epoch: message.gentle for _, message in said_again if isinstance(message, Prepare)}
+    assert gentle == {plans.main.epoch: True, old.main.epoch: False}
+
+
 def test_a_death_makes_a_move_by_choice_urgent() -> None:
     """What was to be better is the remedy, where it does without the dead device."""
     bench, old, effects = moving()
