@@ -100,7 +100,7 @@ class Contacts:
         if self._regained:
             # Without any link this device was the one cut off: what it could not reach then says nothing of the others.
             self._regained = False
-            self._missing = {device: row for device, row in self._missing.items() if row.wait_s <= SECOND_S}
+            self._missing = {device: row for device, row in self._missing.items() if now - row.since < SECOND_S}
         self._lost = {device: lost for device, lost in self._lost.items() if lost[1] > now}
         absent = {m.device_id: m for m in members if m.device_id != self._me and m.device_id not in self._linked}
         self._missing = {device: row for device, row in self._missing.items() if device in absent}

@@ -14,7 +14,8 @@ from meshnn.plan.plan import Epoch, Plan
 class LedgerLimits:
     """The bounds and patience of a ledger; times in seconds.
 
-    So many refusals of `asked_first` are taken for a plan that is being loaded: no other is tried meanwhile.
+    A plan that refused less than `asked_first` times is taken to be on its way into memory: no other is tried
+    meanwhile, and before twice as many refusals none that must be loaded too.
     """
 
     queue: int = 1024

@@ -16,6 +16,7 @@ class _Failure:
     signature: tuple[object, ...]
     until: float
     tries: int
+    by_choice: bool
 
 
 class Failures:
@@ -38,17 +39,21 @@ class Failures:
         """It went well, or is no model any more."""
         self._rows.pop(model, None)
 
-    def add(self, model: str, signature: tuple[object, ...], now: float, *, hopeless: bool) -> float:
-        """It failed once more: when to try again, in the caller's clock."""
+    def add(
+        self, model: str, signature: tuple[object, ...], now: float, *, hopeless: bool, by_choice: bool = False
+    ) -> float:
+        """It failed once more: when to try again, in the caller's clock. What was `by_choice` delays nothing needed."""
         old = self._rows.get(model)
-        tries = old.tries + 1 if old is not None and old.signature == signature else 1
+        again = old is not None and (old.signature, old.by_choice) == (signature, by_choice)
+        tries = old.tries + 1 if old is not None and again else 1
         wait_s = BACKOFF_MAX_S if hopeless else min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(tries - 1, 10))
-        self._rows[model] = _Failure(signature, now + wait_s, tries)
+        self._rows[model] = _Failure(signature, now + wait_s, tries, by_choice)
         return now + wait_s
 
-    def stands(self, model: str, signature: tuple[object, ...]) -> bool:
-        """Whether this very thing failed last."""
-        return model in self._rows and self._rows[model].signature == signature
+    def stands(self, model: str, signature: tuple[object, ...], *, needed: bool) -> bool:
+        """Whether this very thing failed last; where a plan is `needed`, a choice that failed does not count."""
+        row = self._rows.get(model)
+        return row is not None and row.signature == signature and not (needed and row.by_choice)
 
     def until(self, model: str) -> float:
         """When a model may be tried again as it is; 0.0 where nothing failed."""

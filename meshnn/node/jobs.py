@@ -15,6 +15,8 @@ from meshnn.plan.messages import Activate, Lack, Outlook, Ready
 from meshnn.plan.plan import Epoch, Plan, PlanSet
 from meshnn.plan.ranges import memory_of, plan_memory
 
+# So long a plan made by choice, whose files are there, may try to be loaded beside what serves, in seconds.
+GENTLE_S = 5.0
 # A device as a plan was made for it: its life, its memory budget, its speed, whether it was to be used last.
 Mark = tuple[DeviceId, BootId, int, float, bool]
 
@@ -61,6 +63,7 @@ class Job:
     beside: Mapping[DeviceId, int] = field(default_factory=dict)
     held: bool = False
     gentle: bool = False
+    settled: bool = False
     signature: tuple[object, ...] = ()
     holder: DeviceId | None = None
     plans: PlanSet | None = None
@@ -81,6 +84,11 @@ class Job:
     def by_choice(self) -> bool:
         """Whether it does so by the planner's choice; what people ask for they get at once."""
         return self.voluntary and self.why is not Why.PIN
+
+    @property
+    def how(self) -> str:
+        """Why it is made, and whether gently, in words."""
+        return self.why.value + (", gently" if self.gentle else "")
 
     @property
     def marks(self) -> frozenset[Mark]:
@@ -111,13 +119,23 @@ class Job:
         row.stored, row.lacks, row.beside = self.stored, self.lacks, self.beside
         return row
 
+    def settle(self, now: float) -> None:
+        """Where the files of a gentle plan are all there, what does not fit now will not fit later: wait a little."""
+        plans = () if self.plans is None else self.plans.plans
+        if self.why in {Why.AILING, Why.SEVERED}:
+            # The requests of somebody suffer meanwhile: what covers it has no time for its files.
+            plans = plans[:1]
+        if not self.settled and all(everywhere(plan, self.stored) for plan in plans):
+            self.settled, self.deadline = True, min(self.deadline, now + GENTLE_S)
+
     def complete(self, served: ActivePlan | None, runs: Callable[[Plan], bool]) -> bool:
-        """Whether every device has loaded its shards; of a gentle plan those for deaths that do no harm now, too."""
-        if self.plans is None:
+        """Whether every device has loaded its shards; a gentle plan must also cover all deaths that do no harm now."""
+        if self.plans is None or not everywhere(self.plans.main, self.loaded):
             return False
-        harmful = served.harmful(runs) if served is not None and self.gentle else None
-        wanted = [plan for plan in self.plans.contingencies if harmful is not None and plan.epoch.absent not in harmful]
-        return all(everywhere(plan, self.loaded) for plan in (self.plans.main, *wanted))
+        if served is None or not self.gentle:
+            return True
+        covered = {plan.epoch.absent for plan in self.plans.contingencies if everywhere(plan, self.loaded)}
+        return covered.issuperset(set(self.plans.main.devices()) - served.harmful(runs))
 
 
 @dataclass(slots=True)
@@ -150,6 +168,10 @@ class ActivePlan:
         """The devices whose death no loaded contingency covers."""
         return self.harmful(lambda plan: True)
 
+    def whole(self, runs: Callable[[Plan], bool]) -> bool:
+        """Whether it serves as it was made."""
+        return not self.broken and runs(self.plans.main)
+
     def harmful(self, runs: Callable[[Plan], bool]) -> frozenset[DeviceId]:
         """The devices whose death no loaded contingency covers that runs now."""
         ready = self.ready()
@@ -162,7 +184,7 @@ class ActivePlan:
 
     def outlooks(self, leader: DeviceId) -> tuple[Outlook, ...]:
         """What the death of each of its devices would mean."""
-        return outlooks(self.plans, frozenset(self.ready()), self.lacks, leader)
+        return outlooks(self.plans, frozenset(self.ready()), self.loaded, self.lacks, leader)
 
     def tell(self, lives: Mapping[DeviceId, BootId], leader: DeviceId) -> Iterator[Send[Activate]]:
         """The plan for every living device that has not heard of it in this form."""

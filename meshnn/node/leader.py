@@ -17,7 +17,7 @@ from meshnn.graph.card import Card
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.effects import Changed, Effect, Send, Solve, note
 from meshnn.node.failures import Failures
-from meshnn.node.jobs import ActivePlan, Job, Phase, Why, adopted, mark_of, memory_taken
+from meshnn.node.jobs import GENTLE_S, ActivePlan, Job, Phase, Why, adopted, everywhere, mark_of, memory_taken
 from meshnn.node.messages import NameRecord, Pin, PinAnswer, Unpin
 from meshnn.node.occasions import look_again
 from meshnn.node.pins import Pins, Sight
@@ -34,8 +34,6 @@ SOLVE_S = 60.0
 CUT_S = 60.0
 PREPARE_S = 20.0
 PREPARE_BYTES_PER_S = 1e6
-# So long a plan made by choice, whose files are there, may try to be loaded beside what serves.
-GENTLE_S = 5.0
 
 
 class Leader:
@@ -137,22 +135,12 @@ class Leader:
 
     def on_ready(self, source: DeviceId, message: Ready, now: float) -> list[Effect]:
         """A device has loaded its shards of some plans."""
-        for served in self._served.values():
-            if served.plans.main.epoch == message.epoch:
-                served.hear(source, message)
-                return self._tell(served.plans.main.model)
-        model, job = self._job_of(message.epoch)
-        if job is None or job.plans is None:
-            return []
-        job.hear(source, message)
-        if not job.complete(self._served.get(model), self._runs):
-            return []
-        del self._jobs[model]
-        self._failures.forget(model)
-        if job.voluntary and job.why is not Why.COVER:
-            self._changed_at[model] = now
-        self._served[model] = job.activated()
-        return [Changed(), *self.review(self._view, now), *self._pins.answer(model)]
+        rows: list[ActivePlan | Job] = [*self._served.values(), *self._jobs.values()]
+        for row in rows:
+            if row.plans is not None and row.plans.main.epoch == message.epoch:
+                row.hear(source, message)
+                return self.review(self._view, now)
+        return []
 
     def on_refused(self, source: DeviceId, message: Refused, now: float) -> list[Effect]:
         """A device cannot prepare, or not serve any more: the next plan does without it for a while."""
@@ -222,21 +210,36 @@ class Leader:
             lost.append(record.device)
         if lost or job.digest != record.digest:
             return self._abort(record.name)
-        preparing, whole = job.phase is Phase.PREPARING, self._whole(self._served.get(record.name))
-        if preparing and whole and job.doubtful(self._view.alive):
-            return self._fail(record.name, "a device of it is suspected", now)
-        if job.gentle and (not whole or (preparing and job.deadline <= now)):
-            # It does not fit beside what serves, or nothing serves any more: then in its place.
-            job.gentle = False
-            return self._prepare(record.name, job, now) if preparing else []
+        if job.phase is Phase.PREPARING:
+            return self._review_preparing(record.name, job, now)
         if job.deadline <= now:
             return self._fail(record.name, f"{job.phase.value} took too long", now)
         self._wake_at(job.deadline)
         return []
 
-    def _whole(self, served: ActivePlan | None) -> bool:
-        """Whether a plan serves as it was made."""
-        return served is not None and not served.broken and self._runs(served.plans.main)
+    def _review_preparing(self, model: str, job: Job, now: float) -> list[Effect]:
+        """Have a plan serve that is loaded; hurry where gentleness has brought nothing, or nothing is left to spare."""
+        served = self._served.get(model)
+        whole = served is not None and served.whole(self._runs)
+        if job.complete(served, self._runs):
+            del self._jobs[model]
+            self._failures.forget(model)
+            if job.voluntary and job.why is not Why.COVER:
+                self._changed_at[model] = now
+            self._served[model] = job.activated()
+            return [Changed(), *self._pins.answer(model)]
+        if whole and job.doubtful(self._view.alive):
+            return self._fail(model, "a device of it is suspected", now)
+        if job.gentle:
+            job.settle(now)
+            intact = served is not None and whole and everywhere(served.plans.main, served.loaded)
+            if not intact or job.deadline <= now:
+                job.gentle = False
+                return self._prepare(model, job, now)
+        if job.deadline <= now:
+            return self._fail(model, f"{job.phase.value} took too long", now)
+        self._wake_at(job.deadline)
+        return []
 
     def _review_plan(self, record: NameRecord, now: float) -> list[Effect]:
         """Start a job where the model has no plan, a broken one, or devices it has not considered."""
@@ -246,10 +249,10 @@ class Leader:
         if model in self._jobs or card is None or solving:
             return []
         served = self._adopt(record)
-        whole = self._whole(served)
+        whole = served is not None and served.whole(self._runs)
         if self._pins.wish(model) is not None or (served is not None and served.plans.main.pinned):
             return self._review_pin(record, card, served, now, whole=whole)
-        failed = self._failures.stands(model, self._signature(record))
+        failed = self._failures.stands(model, self._signature(record), needed=not whole)
         if served is not None and not whole and not failed:
             effects = self._inherit(record, served, now)
             if effects:
@@ -366,15 +369,7 @@ class Leader:
         job.phase, job.deadline = Phase.PREPARING, now + wait_s
         self._wake_at(job.deadline)
         placed = {self._name(device): len(job.plans.main.recipes_of(device)) for device in job.plans.main.devices()}
-        how = note(
-            "plan_preparing",
-            model=model,
-            epoch=str(job.epoch),
-            shards=placed,
-            why=job.why.value,
-            gentle=job.gentle,
-        )
-        return [*prepares, how]
+        return [*prepares, note("plan_preparing", model=model, epoch=str(job.epoch), shards=placed, why=job.how)]
 
     def _recipes_at_hand(self) -> set[Recipe]:
         """The recipes of the plans that serve or are in the making."""
@@ -412,11 +407,13 @@ class Leader:
         for record in (record for record in self._catalogue.records if record.name == model):
             # What came while it was worked on may mend it: only what it was made for counts as tried.
             signature = (None if job is None else job.signature) or self._signature(record)
-            self._wake_at(self._failures.add(model, signature, now, hopeless=hopeless))
+            by_choice = job is not None and job.by_choice
+            self._wake_at(self._failures.add(model, signature, now, hopeless=hopeless, by_choice=by_choice))
             if job is None or not job.voluntary:
                 word = Unplanned(model, record.digest, reason, hopeless)
                 effects += [Send(device, word) for device in sorted(self._view.alive)]
-        return [*effects, note("no_plan", warning=True, model=model, reason=reason), Changed()]
+        what = "plan_stays" if job is not None and job.voluntary else "no_plan"
+        return [*effects, note(what, warning=True, model=model, reason=reason), Changed()]
 
     def _used_elsewhere(self, model: str, *, spares: bool = False) -> dict[DeviceId, int]:
         """Bytes that the plans of the other models take on each device, or will; with `spares` their contingencies."""

@@ -214,7 +214,8 @@ class Ledger:
             # One device may fail at what another can do (memory, a kernel); two say that it is the model.
             entry.model_errors += 1
             entry.avoid[reporter] = (now + limits.report_s, reporter)
-            if entry.model_errors > 1 or self._way(entry, now, patient=True) is None:
+            others = (self._search(entry, now, self._doubted(entry, end, now)) for end in (0, 1))
+            if entry.model_errors > 1 or not any(others):
                 return self._fail(entry, code, message) + self._pump(entry.model, now)
         else:
             entry.not_before = now + wait_s
@@ -277,18 +278,23 @@ class Ledger:
         """A plan, lane and groups without doubted devices; while `patient`, without reported ones either.
 
         Where none goes without the devices that stages reported, one without those stages may. While one of the former
-        is being loaded that comes later, and only by what need not be loaded too: it may want the same room, and go
-        through a device that is dead.
+        is being loaded that comes later, at first only by what need not be loaded too: it may want the same room, and
+        go through a device that is dead.
         """
         if not patient:
             return self._search(entry, now, lambda plan: set())
-        way = self._search(entry, now, lambda plan: self._reported(entry, plan, 0, now))
+        way = self._search(entry, now, self._doubted(entry, 0, now))
         if way is not None:
             return way
-        waits = any(until > now for until in entry.refused.values())
-        if waits and entry.failures <= self._limits.asked_first:
+        waits, first = any(until > now for until in entry.refused.values()), self._limits.asked_first
+        if waits and entry.failures < first:
             return None
-        return self._search(entry, now, lambda plan: self._reported(entry, plan, 1, now), on_disk=not waits)
+        on_disk = not waits or entry.failures >= 2 * first
+        return self._search(entry, now, self._doubted(entry, 1, now), on_disk=on_disk)
+
+    def _doubted(self, entry: Request, end: int, now: float) -> Callable[[Plan], set[DeviceId]]:
+        """What `_reported` says of any plan, for one end."""
+        return lambda plan: self._reported(entry, plan, end, now)
 
     def _reported(self, entry: Request, plan: Plan, end: int, now: float) -> set[DeviceId]:
         """The plan's devices at one end (0: the blamed one, 1: who blames it) of paths that carry nothing."""

@@ -21,27 +21,43 @@ STEP_MS = 100
 
 
 def outlooks(
-    plans: PlanSet, ready: frozenset[Epoch], lacks: Mapping[DeviceId, tuple[Lack, ...]], leader: DeviceId
+    plans: PlanSet,
+    ready: frozenset[Epoch],
+    loaded: Mapping[DeviceId, frozenset[Epoch]],
+    lacks: Mapping[DeviceId, tuple[Lack, ...]],
+    leader: DeviceId,
 ) -> tuple[Outlook, ...]:
-    """One row for every device of the plan, sorted by device; `lacks` are what devices said they still need."""
-    return tuple(_outlook(device, plans.without(device), ready, lacks, leader) for device in plans.main.devices())
+    """One row for every device of the plan, sorted by device; `loaded` and `lacks` are by the devices' own words."""
+    rows = []
+    for device in plans.main.devices():
+        plan = plans.without(device)
+        said = {} if plan is None else {one: _lack_of(plan, loaded.get(one), lacks.get(one)) for one in plan.devices()}
+        rows.append(_outlook(device, plan, ready, said, leader))
+    return tuple(rows)
+
+
+def _lack_of(plan: Plan, loaded: frozenset[Epoch] | None, lacks: tuple[Lack, ...] | None) -> Lack | None:
+    """What a device lacks for a plan, by its own words: nothing to fetch or load where it has it; None: not a word."""
+    if loaded is not None and plan.epoch in loaded:
+        return Lack(plan.epoch, 0, 0, room=True)
+    return next((lack for lack in lacks or () if lack.epoch == plan.epoch), None)
 
 
 def _outlook(
     device: DeviceId,
     plan: Plan | None,
     ready: frozenset[Epoch],
-    lacks: Mapping[DeviceId, tuple[Lack, ...]],
+    said: Mapping[DeviceId, Lack | None],
     leader: DeviceId,
 ) -> Outlook:
     if plan is None:
         return Outlook(device, "none")
     if plan.epoch in ready:
         return Outlook(device, "prepared")
-    missing = [lack for one in plan.devices() for lack in lacks.get(one, ()) if lack.epoch == plan.epoch]
+    missing = [lack for lack in said.values() if lack is not None]
     fetch_bytes = sum(lack.fetch_bytes for lack in missing)
     load_ms = max((lack.load_ms for lack in missing), default=0)
-    if missing and not fetch_bytes and all(lack.room for lack in missing):
+    if not fetch_bytes and all(lack is not None and lack.room for lack in said.values()):
         notice_ms = EVIDENCE_MS
     else:
         notice_ms = SWITCH_MS + (ELECTION_MS if device == leader else NOTICE_MS)

@@ -160,7 +160,7 @@ class Shards:
         for wish in wanted:
             old = fresh.get(wish.fetch.recipe)
             cost = wish.cost_bytes if old is None else max(old.cost_bytes, wish.cost_bytes)
-            kept = wish if old is None or wish.need < old.need else old
+            kept = wish if old is None else min(old, wish, key=lambda one: (one.level, not one.pressing, one.rank))
             pressing = wish.pressing or (old is not None and old.pressing)
             fresh[wish.fetch.recipe] = replace(kept, cost_bytes=cost, pressing=pressing)
         dropped = [self._unload(recipe) for recipe in self.loaded() if recipe not in fresh]

@@ -13,10 +13,9 @@ from meshnn.node import problem
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.effects import Effect, Send, Solve
 from meshnn.node.failures import BACKOFF_MAX_S, BACKOFF_S
-from meshnn.node.jobs import ActivePlan
+from meshnn.node.jobs import GENTLE_S, ActivePlan
 from meshnn.node.leader import (
     CUT_S,
-    GENTLE_S,
     PREPARE_S,
     SOLVE_S,
     Leader,
@@ -464,6 +463,51 @@ def test_a_death_makes_a_move_by_choice_urgent() -> None:
     assert (gentleness(again), plans_of(again)) == ({False}, plans)
 
 
+def test_a_plan_that_covers_less_serves_only_when_gentleness_is_over() -> None:
+    """It has no contingency for a death that did no harm: it is loaded whole and waits all the same, for a while."""
+    bench, _, effects = moving()
+    job = bench.leader._jobs["cat"]
+    plans = plans_of(effects)
+    job.plans = PlanSet(plans.main)
+    ready = Ready(plans.main.epoch, (plans.main.epoch,))
+    for device in plans.main.devices():
+        assert said(bench.leader.on_ready(device, ready, 50.1), Activate) == []
+    assert gentleness(bench.review(50.2 + GENTLE_S)) == {False}
+    assert said(bench.review(50.3 + GENTLE_S), Activate)
+
+
+def test_gentleness_ends_soon_after_the_files_are_there() -> None:
+    """However many bytes the plan has: what does not fit once it is on all disks will not fit later."""
+    bench, _, effects = moving()
+    job, plans = bench.leader._jobs["cat"], plans_of(effects)
+    job.deadline = 50.0 + 400.0
+    assert gentleness(bench.review(50.0 + 3 * GENTLE_S)) == set()
+    bench.now = 100.0
+    bench.stored(plans)
+    assert bench.leader.deadline is not None
+    assert bench.leader.deadline <= 100.0 + GENTLE_S
+    assert gentleness(bench.review(100.0 + GENTLE_S)) == {False}
+
+
+def test_what_no_longer_serves_is_not_spared() -> None:
+    """A device that knows no gentleness made room for the new plan at once: nothing waits for cover then."""
+    bench, old, effects = moving()
+    plans = plans_of(effects)
+    device = next(iter(set(old.main.devices()) & set(plans.main.devices())))
+    again = bench.leader.on_ready(device, Ready(old.main.epoch, ()), 50.1)
+    assert gentleness(again) == {False}
+    assert said(bench.stored(plans), Activate)
+
+
+def test_a_choice_that_failed_delays_nothing_needed() -> None:
+    """What serves breaks while the choice before waits to be made anew: a plan is sought at once."""
+    bench, _, _ = moving()
+    bench.review(50.5, d=msgspec.structs.replace(bench.alive[D], state=MemberState.SUSPECT))
+    assert "cat" not in bench.leader._jobs
+    bench.served().broken = True
+    assert solves(bench.review(50.6))
+
+
 def test_nothing_is_moved_by_choice_to_who_may_be_dead() -> None:
     """A device of the new plan falls silent: what serves goes on, and the choice is made anew later."""
     bench, old, effects = moving()
@@ -650,6 +694,11 @@ def test_the_outlook_of_every_death_is_told() -> None:
     bench.leader.on_ready(taker, Ready(plans.main.epoch, (plans.main.epoch,), (plan.epoch,), (handy,)), 1.0)
     (row,) = [row for row in bench.served().outlooks(victim) if row.device == victim]
     assert (row.state, row.reroute_ms) == ("on disk", 1300)
+    others = [device for device in plan.devices() if device != taker]
+    for device in others:
+        del bench.served().loaded[device], bench.served().lacks[device]
+    (row,) = [row for row in bench.served().outlooks(A) if row.device == victim]
+    assert (others == []) == (row.reroute_ms == 1300)
     lack = Lack(plan.epoch, 5000, 900)
     bench.leader.on_ready(taker, Ready(plans.main.epoch, (plans.main.epoch,), (), (lack,)), 1.0)
     (row,) = [row for row in bench.served().outlooks(A) if row.device == victim]

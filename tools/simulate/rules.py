@@ -183,8 +183,8 @@ MUTANTS = (
     _node(
         "the reporter is gone around where the reported device cannot be",
         "ledger",
-        "lambda plan: self._reported(entry, plan, 1, now)",
-        "lambda plan: self._reported(entry, plan, 0, now)",
+        "self._doubted(entry, 1, now), on_disk=on_disk)",
+        "self._doubted(entry, 0, now), on_disk=on_disk)",
         LEDGER,
     ),
     _node(
@@ -269,8 +269,29 @@ MUTANTS = (
     _node(
         "a plan made by choice waits for what covers it",
         "jobs",
-        "served is not None and self.gentle else None",
-        "served is None and self.gentle else None",
+        "return covered.issuperset(set(self.plans.main.devices()) - served.harmful(runs))",
+        "return True",
+        LEADER,
+    ),
+    _node(
+        "what does not serve any more is not spared",
+        "leader",
+        "intact = served is not None and whole and everywhere(served.plans.main, served.loaded)",
+        "intact = whole",
+        LEADER,
+    ),
+    _node(
+        "a choice that failed delays nothing needed",
+        "failures",
+        "not (needed and row.by_choice)",
+        "row.tries > 0",
+        LEADER,
+    ),
+    _node(
+        "a gentle plan waits a little once its files are there",
+        "jobs",
+        "self.settled, self.deadline = True, min(self.deadline, now + GENTLE_S)",
+        "self.settled = True",
         LEADER,
     ),
     _node(
@@ -290,11 +311,11 @@ MUTANTS = (
     _node(
         "who had no link at all accuses nobody",
         "contacts",
-        "if row.wait_s <= SECOND_S}",
-        "if row.wait_s <= 1e9}",
+        "if now - row.since < SECOND_S}",
+        "if now - row.since < 1e9}",
         CONTACTS,
     ),
-    _node("a plan serves when all have loaded it", "leader", "if not job.complete(", "if False and (", LEADER),
+    _node("a plan serves when all have loaded it", "leader", "if job.complete(", "if True or (", LEADER),
     _node(
         "a job without its device ends",
         "leader",
@@ -333,15 +354,15 @@ MUTANTS = (
     _node(
         "what is being loaded is waited for first",
         "ledger",
-        "if waits and entry.failures <= self._limits.asked_first:",
+        "if waits and entry.failures < first:",
         "if waits and entry.failures < 0:",
         LEDGER,
     ),
     _node(
         "one contingency is asked for at a time",
         "ledger",
-        "waits = any(until > now for until in entry.refused.values())",
-        "waits = False",
+        "on_disk = not waits or entry.failures >= 2 * first",
+        "on_disk = True",
         LEDGER,
     ),
     _node(
