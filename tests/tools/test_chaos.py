@@ -103,6 +103,15 @@ def test_growth_is_named(last: dict[str, float], what: str) -> None:
     assert SOAK_S <= 1800.0
 
 
+def test_what_an_office_takes_is_no_growth() -> None:
+    """Whoever leads from some time on holds more from then on: judged is the longest time under one leader."""
+    before = [Sample(float(at), 100.0, 20, 5, 30, term=1) for at in range(15)]
+    after = [Sample(float(at), 115.0, 20, 6, 31, term=2) for at in range(15, 40)]
+    assert grown("d03", [*before, *after]) == []
+    late = [replace(one, rss_mb=130.0) if one.at_s > 33 else one for one in after]
+    assert [line.split()[0] for line in grown("d03", [*before, *late])] == ["memory"]
+
+
 def test_a_mesh_agrees_only_with_one_leader_term_and_plan_of_the_living() -> None:
     """Views that differ in any of it, or wait for a device, are not one mesh yet."""
     members = [{"id": "a", "state": "alive"}, {"id": "b", "state": "alive"}]

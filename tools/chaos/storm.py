@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tools.acceptance.field import Station, pause, until
+from tools.acceptance.field import Station, Status, pause, until
 from tools.chaos.rig import Options, Rig, percentile
 from tools.chaos.schedule import Fault, Kind
 
@@ -31,13 +32,14 @@ COUNTS = ("descriptors", "threads", "tasks")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a node held at a time: resident memory, open descriptors, threads, tasks of its event loop."""
+    """What a node held at a time, and in which term: resident memory, descriptors, threads, tasks of its event loop."""
 
     at_s: float
     rss_mb: float
     descriptors: int
     threads: int
     tasks: int
+    term: int = 0
 
 
 @dataclass(slots=True)
@@ -123,7 +125,7 @@ class Storm:
         self._sampled_s = time.monotonic()
         for station in self._rig.origins:
             if station.process is not None and not station.dead():
-                taken = sample(station.process.pid, self._sampled_s, int(station.look().get("tasks", 0)))
+                taken = sample(station.process.pid, self._sampled_s, station.look())
                 self._report.samples.setdefault(station.name, []).append(taken)
             elif f"the node of {station.name} ended" not in self._report.broken:
                 self._report.broken.append(f"the node of {station.name} ended")
@@ -176,12 +178,14 @@ def write(report: Report, path: Path) -> None:
     print(report.line, flush=True)
 
 
-def sample(pid: int, at_s: float, tasks: int) -> Sample:
-    """What a process holds now, and the tasks that its node told of."""
+def sample(pid: int, at_s: float, status: Status) -> Sample:
+    """What a process holds now, and the tasks and the term that its node told of."""
     folder = Path(f"/proc/{pid}")
     pages = int((folder / "statm").read_text().split()[1])
     threads = len(list((folder / "task").iterdir()))
-    return Sample(at_s, round(pages * PAGE_BYTES / 1e6, 2), len(list((folder / "fd").iterdir())), threads, tasks)
+    descriptors = len(list((folder / "fd").iterdir()))
+    told = (int(status.get("tasks", 0)), int(status.get("term", 0)))
+    return Sample(at_s, round(pages * PAGE_BYTES / 1e6, 2), descriptors, threads, *told)
 
 
 def grown(name: str, samples: Sequence[Sample]) -> list[str]:
@@ -204,7 +208,8 @@ def _drift(samples: Sequence[Sample]) -> dict[str, float | list[float]]:
     pairs: dict[str, float | list[float]] = {
         name: [_median(part, name) for part in (early, late)] for name in ("rss_mb", *COUNTS)
     }
-    later = samples[len(samples) // 2 :]
+    later = _lasting(samples)
+    later = later[len(later) // 2 :]
     if len(later) > 1:
         slope = statistics.linear_regression([s.at_s for s in later], [s.rss_mb for s in later]).slope
         pairs["rss_mb_per_hour_second_half"] = round(slope * 3600, 1)
@@ -213,8 +218,14 @@ def _drift(samples: Sequence[Sample]) -> dict[str, float | list[float]]:
     return pairs
 
 
+def _lasting(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """The longest time under one leader: whoever takes office reads, solves and cuts from then on, 14 MB once."""
+    return max((list(own) for _, own in groupby(samples, key=lambda one: one.term)), key=len, default=[])
+
+
 def _quarters(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """The second quarter and the last; the first is a node's start."""
+    """The second quarter of a lasting time and the last; the first is a node's start."""
+    samples = _lasting(samples)
     quarter = max(1, len(samples) // 4)
     return samples[quarter : 2 * quarter] or samples, samples[-quarter:]
 
