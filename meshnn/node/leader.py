@@ -227,7 +227,7 @@ class Leader:
             if job.voluntary and job.why is not Why.COVER:
                 self._changed_at[model] = now
             self._served[model] = job.activated()
-            return [Changed(), *self._pins.answer(model)]
+            return [Changed(), *self._tell(model), *self._pins.answer(model)]
         if whole and job.doubtful(self._view.alive):
             return self._fail(model, "a device of it is suspected", now)
         if job.gentle:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tools.simulate.mutant import Mutant
 from tools.simulate.mutants import ROOT, apply
-from tools.simulate.rules import MUTANTS, Mutant
+from tools.simulate.rules import MUTANTS
 
 pytestmark = pytest.mark.simulation
 

@@ -14,7 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.simulate.rules import MUTANTS, Mutant
+from tools.simulate.mutant import Mutant
+from tools.simulate.rules import MUTANTS
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("meshnn", "tests", "tools", "pyproject.toml")
