@@ -55,6 +55,14 @@ def test_exactly_the_plan_that_was_asked_for_runs(mesh: Cores) -> None:
     assert (spans(plans.main), plans.main.pinned, plans.contingencies) == (ASKED, True, ())
 
 
+def test_whoever_asked_has_the_plan_when_the_answer_comes(mesh: Cores) -> None:
+    """The plan is told first, then that it serves."""
+    assert wish(mesh, "b", written(*ASKED)) == ""
+    active = mesh.core("b").book.active("cat")
+    assert active is not None
+    assert (spans(active.main), active.main.pinned) == (ASKED, True)
+
+
 def test_what_plan_show_prints_can_be_applied(mesh: Cores) -> None:
     """A plan goes out as JSON and comes back as the same plan, pinned."""
     before = mesh.plans("cat").main
