@@ -17,6 +17,8 @@ from meshnn.plan.ranges import memory_of, plan_memory
 
 # So long a plan made by choice, whose files are there, may try to be loaded beside what serves, in seconds.
 GENTLE_S = 5.0
+# So long where requests suffer meanwhile: one device is slow, or cannot be reached by another.
+HASTE_S = 1.0
 # A device as a plan was made for it: its life, its memory budget, its speed, whether it was to be used last.
 Mark = tuple[DeviceId, BootId, int, float, bool]
 
@@ -121,12 +123,12 @@ class Job:
 
     def settle(self, now: float) -> None:
         """Where the files of a gentle plan are all there, what does not fit now will not fit later: wait a little."""
-        plans = () if self.plans is None else self.plans.plans
+        plans, wait_s = () if self.plans is None else self.plans.plans, GENTLE_S
         if self.why in {Why.AILING, Why.SEVERED}:
-            # The requests of somebody suffer meanwhile: what covers it has no time for its files.
-            plans = plans[:1]
+            # The files of what covers it are not waited for.
+            plans, wait_s = plans[:1], HASTE_S
         if not self.settled and all(everywhere(plan, self.stored) for plan in plans):
-            self.settled, self.deadline = True, min(self.deadline, now + GENTLE_S)
+            self.settled, self.deadline = True, min(self.deadline, now + wait_s)
 
     def complete(self, served: ActivePlan | None, runs: Callable[[Plan], bool]) -> bool:
         """Whether every device has loaded its shards; a gentle plan must also cover all deaths that do no harm now."""

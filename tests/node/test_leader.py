@@ -13,7 +13,7 @@ from meshnn.node import problem
 from meshnn.node.catalogue import Catalogue
 from meshnn.node.effects import Effect, Send, Solve
 from meshnn.node.failures import BACKOFF_MAX_S, BACKOFF_S
-from meshnn.node.jobs import GENTLE_S, ActivePlan
+from meshnn.node.jobs import GENTLE_S, HASTE_S, ActivePlan, Why
 from meshnn.node.leader import (
     CUT_S,
     PREPARE_S,
@@ -487,6 +487,18 @@ def test_gentleness_ends_soon_after_the_files_are_there() -> None:
     assert bench.leader.deadline is not None
     assert bench.leader.deadline <= 100.0 + GENTLE_S
     assert gentleness(bench.review(100.0 + GENTLE_S)) == {False}
+
+
+def test_a_move_away_from_a_slow_device_is_gentle_for_a_moment_only() -> None:
+    """Its own files are there: whatever its contingencies lack, a second later it takes what room it needs."""
+    bench = moved()
+    effects = bench.solved(bench.review(52.0, d=member("d", speed=0.1)))
+    effects = bench.cut(effects) if said(effects, Cut) else effects
+    plans = plans_of(effects)
+    assert (gentleness(effects), bench.leader._jobs["cat"].why) == ({True}, Why.AILING)
+    for device in plans.main.devices():
+        bench.leader.on_ready(device, Ready(plans.main.epoch, (), (plans.main.epoch,)), 53.0)
+    assert gentleness(bench.review(53.0 + HASTE_S)) == {False}
 
 
 def test_what_no_longer_serves_is_not_spared() -> None:

@@ -134,7 +134,7 @@ MUTANTS = (
     _node(
         "a gentle plan waits a little once its files are there",
         "jobs",
-        "self.settled, self.deadline = True, min(self.deadline, now + GENTLE_S)",
+        "self.settled, self.deadline = True, min(self.deadline, now + wait_s)",
         "self.settled = True",
         LEADER,
     ),
