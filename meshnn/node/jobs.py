@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from meshnn.cluster.member import BootId, DeviceId, Member, MemberState
@@ -188,15 +188,13 @@ class ActivePlan:
         """What the death of each of its devices would mean."""
         return outlooks(self.plans, frozenset(self.ready()), self.loaded, self.lacks, leader)
 
-    def tell(self, lives: Mapping[DeviceId, BootId], leader: DeviceId) -> Iterator[Send[Activate]]:
+    def tell(self, lives: Mapping[DeviceId, BootId], leader: DeviceId) -> list[Send[Activate]]:
         """The plan for every living device that has not heard of it in this form."""
         ready, what = self.ready(), self.outlooks(leader)
         self.told = {device: said for device, said in self.told.items() if device in lives}
-        for device, boot in sorted(lives.items()):
-            said = (boot, ready, what)
-            if self.told.get(device) != said:
-                self.told[device] = said
-                yield Send(device, Activate(self.plans, ready, what))
+        news = [device for device, boot in sorted(lives.items()) if self.told.get(device) != (boot, ready, what)]
+        self.told |= {device: (lives[device], ready, what) for device in news}
+        return [Send(device, Activate(self.plans, ready, what)) for device in news]
 
     def usable(self, runs: Callable[[Plan], bool]) -> Plan | None:
         """The plan itself, else a loaded contingency, that runs now."""

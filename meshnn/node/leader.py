@@ -379,7 +379,7 @@ class Leader:
     def _tell(self, model: str) -> list[Effect]:
         """Give the active plan to every alive device that has not heard of it in this form."""
         served = self._served.get(model)
-        return [] if served is None or self._term is None else list(served.tell(self._view.lives, self._me))
+        return [] if served is None or self._term is None else [*served.tell(self._view.lives, self._me)]
 
     def _forget(self, model: str) -> list[Effect]:
         """A model that has no name any more; every node drops its plans by itself."""

@@ -96,6 +96,15 @@ def test_what_requests_wait_for_waits_for_nothing_but_what_serves() -> None:
     assert shards.want([wish(0, Level.ACTIVE, 20), other, asked]) == []
 
 
+def test_a_shard_of_two_contingencies_ranks_by_the_one_that_is_asked_for() -> None:
+    """What it is worth beforehand is another order: the first asked for has the room."""
+    shards = loaded(wish(0, Level.ACTIVE, 20), wish(1, Level.SPARE))
+    first = replace(wish(2, Level.SPARE), pressing=True, rank=0)
+    second = replace(wish(1, Level.SPARE), pressing=True, rank=1)
+    effects = shards.want([wish(0, Level.ACTIVE, 20), wish(1, Level.SPARE), second, first])
+    assert (unloads(effects), loads(effects)) == ([R[1]], [R[2]])
+
+
 def test_room_beside_what_serves_counts_no_spare() -> None:
     """What requests would ask for fits where what serves and what is to serve leaves room; shared shards count once."""
     shards = loaded(wish(0, Level.ACTIVE, 20), wish(1, Level.SPARE))
