@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -37,10 +38,15 @@ class Loaded:
 
 
 class Ran(NamedTuple):
-    """One run: the outputs in the file's order, each a copy of its own, and the seconds of the invocation alone."""
+    """One run: the outputs in the file's order, each a copy of its own, and the seconds of the invocation alone.
+
+    `paced_s` is what the invocation takes in the long run under a processor quota, seconds: a quota lets some runs
+    pass at full speed and holds up others, which says nothing of the device. Without a quota it is `compute_s`.
+    """
 
     outputs: list[Array]
     compute_s: float
+    paced_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +76,12 @@ class Engine:
     """
 
     def __init__(self, threads: int = 1, queue_limit: int = QUEUE_LIMIT) -> None:
-        """`threads` is how many threads one invocation may use inside the runtime."""
+        """`threads` is how many threads one invocation may use inside the runtime.
+
+        `quota_cores`, the processor time a second that this process may use, is set by whoever knows it.
+        """
         self._threads = threads
+        self.quota_cores = math.inf
         self._limit = queue_limit
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="meshnn-inference")
         self._shards: dict[int, _Shard] = {}
@@ -110,7 +120,8 @@ class Engine:
         if len(inputs) != len(wanted):
             raise ModelError(f"{len(inputs)} inputs were given, the shard takes {len(wanted)}")
         claim = _Claim()
-        return await self._submit(lambda: _run(shard, inputs, claim), claim)
+        share = min(1.0, self.quota_cores / self._threads)
+        return await self._submit(lambda: _run(shard, inputs, claim, share), claim)
 
     def unload(self, handle: int) -> None:
         """Forget a shard; its memory is given back in the thread, after the runs that wait for it."""
@@ -173,8 +184,8 @@ def _resident_bytes() -> int:
         return 0
 
 
-def _run(shard: _Shard, inputs: Sequence[Array], claim: _Claim) -> Ran | None:
-    """In the thread: one run; None when nobody waits for it any more."""
+def _run(shard: _Shard, inputs: Sequence[Array], claim: _Claim, share: float) -> Ran | None:
+    """In the thread: one run, of which a quota allows this share of the time; None when nobody waits any more."""
     interpreter = shard.interpreter
     try:
         with claim.reading:
@@ -183,11 +194,11 @@ def _run(shard: _Shard, inputs: Sequence[Array], claim: _Claim) -> Ran | None:
             for port, value in zip(shard.loaded.inputs, inputs, strict=True):
                 _check(port, value)
                 interpreter.set_tensor(port.index, value)
-        start = time.perf_counter()
+        start, worked_from = time.perf_counter(), time.thread_time()
         interpreter.invoke()
-        compute_s = time.perf_counter() - start
+        compute_s, worked_s = time.perf_counter() - start, time.thread_time() - worked_from
         # get_tensor makes a fresh array each time: no view outlives this function, the next run may begin.
-        return Ran([interpreter.get_tensor(port.index) for port in shard.loaded.outputs], compute_s)
+        return Ran([interpreter.get_tensor(port.index) for port in shard.loaded.outputs], compute_s, max(compute_s, worked_s / share))
     except runtime.ERRORS as error:
         raise ModelError(f"the run failed: {runtime.reason(error)}") from None
 

@@ -49,10 +49,14 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """What this device is doing now: memory free in the whole machine, processor use since the last call."""
+    """What this device is doing now: memory free in the whole machine, processor use since the last call.
+
+    `quota_cores` is the processor time a second that this process may use, infinite without a quota.
+    """
 
     free_bytes: int
     cpu_percent: float
+    quota_cores: float
 
 
 def capability(memory_bytes: int, disk_bytes: int, threads: int = 1) -> Measured:
@@ -70,7 +74,8 @@ def capability(memory_bytes: int, disk_bytes: int, threads: int = 1) -> Measured
 
 def load() -> Busy:
     """How busy this device is; the processor's use is 0 at the first call."""
-    return Busy(int(psutil.virtual_memory().available), float(psutil.cpu_percent(interval=None)))
+    used_percent = float(psutil.cpu_percent(interval=None))
+    return Busy(int(psutil.virtual_memory().available), used_percent, cpu_quota_cores())
 
 
 def on_mains() -> bool:

@@ -287,6 +287,7 @@ class Node:
             except MeshError as error:
                 _log.warning("load_not_measured", reason=str(error))
                 continue
+            self.engine.quota_cores = busy.quota_cores
             if not math.isclose(free_bytes, told.disk_bytes, rel_tol=DISK_NEWS):
                 told = self._tell(msgspec.structs.replace(told, disk_bytes=free_bytes))
             stats = self.plane.stats()
@@ -380,6 +381,7 @@ class Node:
 
     def _unmeasured(self) -> Capability:
         """What is known of this device before it was measured; NodeError without a runtime."""
+        self.engine.quota_cores = probe.cpu_quota_cores()
         self._capability = Capability(
             self._config.memory_bytes,
             self.store.free_bytes(),

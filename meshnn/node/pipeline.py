@@ -228,13 +228,13 @@ class Pipeline:
                     return
                 if self._served.plan(key.passage.model, key.passage.epoch) is None:
                     raise StaleEpochError(f"plan {key.passage.epoch} was retired here")
-                arrays, compute_s = await self._engine.run(site.handle, _inputs(site, complete))
+                ran = await self._engine.run(site.handle, _inputs(site, complete))
             # The engine has copied the inputs: their memory is free before the outputs have left.
             self._assembly.spend(key)
-            self._observe(site.recipe, compute_s * 1000)
+            self._observe(site.recipe, ran.paced_s * 1000)
             if not self._assembly.superseded(key):
-                time = StageTime(key.stage, key.part, self._me, compute_s * 1000, complete.received_bytes)
-                await self._hand_on(site, complete, arrays, (*complete.times, time))
+                time = StageTime(key.stage, key.part, self._me, ran.compute_s * 1000, complete.received_bytes)
+                await self._hand_on(site, complete, ran.outputs, (*complete.times, time))
         except MeshError as error:
             # Where the shard was unloaded meanwhile the plan is over, and the model not at fault.
             unloaded = self._served.handle(site.recipe) != site.handle
@@ -276,10 +276,10 @@ class Pipeline:
         except MeshError as error:
             self.report(load.passage, load.source[0], error)
 
-    def _observe(self, recipe: Recipe, compute_ms: float) -> None:
+    def _observe(self, recipe: Recipe, paced_ms: float) -> None:
         """Keep the running mean of a shard's time; shards that are gone are forgotten."""
-        known = self._stage_ms.get(recipe, compute_ms)
-        self._stage_ms[recipe] = known + EWMA_WEIGHT * (compute_ms - known)
+        known = self._stage_ms.get(recipe, paced_ms)
+        self._stage_ms[recipe] = known + EWMA_WEIGHT * (paced_ms - known)
         for other in [one for one in self._stage_ms if one != recipe and self._served.handle(one) is None]:
             del self._stage_ms[other]
 

@@ -58,6 +58,18 @@ async def test_a_shard_tells_its_ports_and_answers(engine: Engine, tmp_path: Pat
     assert ran.compute_s > 0
 
 
+async def test_a_run_under_a_quota_counts_as_long_as_the_quota_makes_it_in_the_long_run(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """One that passes at full speed says nothing of the pace: its processor time over the share of the quota does."""
+    loaded = await engine.load(tiny.add_and_double(tmp_path / "m.tflite"))
+    free = await engine.run(loaded.handle, [row(1, 2, 3, 4)] * 2)
+    assert free.paced_s == free.compute_s
+    engine.quota_cores = 1e-6
+    held = await engine.run(loaded.handle, [row(1, 2, 3, 4)] * 2)
+    assert held.paced_s > 1000 * held.compute_s > 0
+
+
 async def test_outputs_are_copies(engine: Engine, tmp_path: Path) -> None:
     """An answer is not overwritten by the next run, and holding it does not stop the next run."""
     loaded = await engine.load(tiny.add_and_double(tmp_path / "m.tflite"))
@@ -136,9 +148,9 @@ async def test_a_cancelled_run_never_runs_and_lets_its_inputs_go(
     begun: list[object] = []
     real = interpreter._run
 
-    def noted(shard: object, inputs: object, claim: object) -> object:
+    def noted(shard: object, inputs: object, *rest: object) -> object:
         begun.append(inputs)
-        return real(shard, inputs, claim)  # type: ignore[arg-type]
+        return real(shard, inputs, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(interpreter, "_run", noted)
     gate = Gate(engine)
@@ -160,7 +172,7 @@ def test_an_abandoned_run_does_not_read_its_inputs(tmp_path: Path) -> None:
     shard = interpreter._load(tiny.add_and_double(tmp_path / "m.tflite"), 1, 1)
     claim = interpreter._Claim()
     claim.abandon()
-    assert interpreter._run(shard, [row(1, 1, 1, 1)] * 2, claim) is None
+    assert interpreter._run(shard, [row(1, 1, 1, 1)] * 2, claim, 1.0) is None
 
 
 async def test_the_queue_is_bounded(tmp_path: Path) -> None:

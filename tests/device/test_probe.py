@@ -47,6 +47,7 @@ def test_load_says_how_busy_the_device_is() -> None:
     busy = probe.load()
     assert busy.free_bytes > 1_000_000
     assert 0 <= busy.cpu_percent <= 100
+    assert busy.quota_cores == probe.cpu_quota_cores() > 0
 
 
 def groups(tmp_path: Path, own: str, files: dict[str, str]) -> float:

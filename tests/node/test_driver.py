@@ -186,9 +186,8 @@ async def test_a_device_that_computes_wrongly_serves_nothing(
         run = broken.node.engine.run
 
         async def wrong(handle: int, inputs: Sequence[npt.NDArray[np.generic]]) -> Ran:
-            outputs, compute_s = await run(handle, inputs)
-            outputs[0] = outputs[0] + np.ones(1, outputs[0].dtype)
-            return Ran(outputs, compute_s)
+            ran = await run(handle, inputs)
+            return ran._replace(outputs=[ran.outputs[0] + np.ones(1, ran.outputs[0].dtype), *ran.outputs[1:]])
 
         monkeypatch.setattr(broken.node.engine, "run", wrong)
         await home.start("c")
