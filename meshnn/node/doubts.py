@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -9,13 +10,18 @@ from meshnn.cluster.member import BootId, DeviceId
 from meshnn.node.served import Served
 from meshnn.plan.plan import Epoch, Plan
 
+# What attempts took that says what is late, and the latest of it that patience goes by. The former must outlast the few
+# answers of a device that just became slow.
+RECENT, PATIENT = 256, 64
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerLimits:
     """The bounds and patience of a ledger; times in seconds.
 
-    A plan that refused less than `asked_first` times is taken to be on its way into memory: no other is tried
-    meanwhile, and before twice as many refusals none that must be loaded too.
+    An attempt is late that takes `late` times the ninth decile of its plan's latest, and `late_s` more, where so many
+    as `late_known` of them are known. A plan that refused less than `asked_first` times is taken to be on its way into
+    memory: no other is tried meanwhile, and before twice as many refusals none that must be loaded too.
     """
 
     queue: int = 1024
@@ -23,6 +29,9 @@ class LedgerLimits:
     least_patience_s: float = 1.0
     unknown_patience_s: float = 2.0
     most_patience_s: float = 30.0
+    late: float = 1.5
+    late_s: float = 0.05
+    late_known: int = 16
     evidence_s: float = 30.0
     report_s: float = 5.0
     grace_s: float = 0.5
@@ -119,16 +128,28 @@ class Latencies:
 
     def observe(self, plan: Plan, latency_s: float) -> None:
         """One attempt of this plan took so long."""
-        self._recent.setdefault((plan.model, plan.epoch), deque(maxlen=64)).append(latency_s)
+        self._recent.setdefault((plan.model, plan.epoch), deque(maxlen=RECENT)).append(latency_s)
 
     def prune(self) -> None:
         """Forget plans that are no longer served."""
         self._recent = {key: recent for key, recent in self._recent.items() if self._served.plan(*key) is not None}
 
+    def late_s(self, plan: Plan) -> float:
+        """After what time an attempt is late; infinite where too little is known. A contingency may take twice as long.
+
+        The ninth decile is the usual: under a processor quota one request in a few takes long as a rule.
+        """
+        limits = self._limits
+        for epoch, factor in ((plan.epoch, limits.late), (plan.epoch.main, 2 * limits.late)):
+            recent = sorted(self._known(plan.model, epoch))
+            if len(recent) >= limits.late_known:
+                return factor * recent[math.ceil(0.9 * len(recent)) - 1] + limits.late_s
+        return math.inf
+
     def patience_s(self, plan: Plan, doublings: int) -> float:
         """How long an attempt may stay without answer and without evidence."""
         limits = self._limits
-        recent = sorted(self._recent.get((plan.model, plan.epoch), ()))
+        recent = sorted(self._known(plan.model, plan.epoch)[-PATIENT:])
         predicted = self._served.predicted_s(plan)
         if recent:
             usual = max(recent[int(0.95 * (len(recent) - 1))], predicted)
@@ -137,3 +158,7 @@ class Latencies:
             # A prediction may be several times off: a busy processor, cold pages. Running twice would double that.
             patience = max(limits.unknown_patience_s, 12 * predicted)
         return min(limits.most_patience_s, patience * 2.0 ** min(doublings, 10))
+
+    def _known(self, model: str, epoch: Epoch) -> list[float]:
+        """What the latest attempts of a plan took, in the order of their answers."""
+        return list(self._recent.get((model, epoch), ()))

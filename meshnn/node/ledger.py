@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import BusyError
+from meshnn.node.chooser import Chooser, Way
 from meshnn.node.doubts import Budget, Doubts, Latencies, LedgerLimits
-from meshnn.node.request import Answer, Attempt, CancelAttempt, Dispatch, Effect, Fail, Request
+from meshnn.node.lags import Lags
+from meshnn.node.request import Answer, Attempt, CancelAttempt, Dispatch, Effect, Fail, GoAround, Request
 from meshnn.node.served import Served
+from meshnn.plan.messages import StageTime
 from meshnn.plan.plan import Epoch, Plan
-from meshnn.plan.routes import deal
 
 STALE = "stale_epoch_error"
-Way = tuple[Plan, int, tuple[int, ...], tuple[DeviceId, ...]]
 FATAL = frozenset({"input_error", "unknown_model_error", "usage_error"})
 
 
@@ -37,13 +38,14 @@ class Ledger:
         self._fresh: dict[str, dict[str, Request]] = {}
         self._retries: dict[str, dict[str, Request]] = {}
         self._inside: dict[Epoch, int] = {}
-        self._tickets: dict[tuple[str, Epoch], int] = {}
         self._wakes: list[tuple[float, int, str]] = []
         self._count = 0
         self._held_bytes = 0
         self._budget = Budget(self._limits)
         self._doubts = Doubts(me, boot, self._limits)
         self._latencies = Latencies(served, self._limits)
+        self._lags = Lags(served)
+        self._chooser = Chooser(served, self._doubts, self._lags, self._limits)
 
     # What is there.
 
@@ -101,8 +103,9 @@ class Ledger:
             for attempt in entry.live:
                 if self._served.plan(entry.model, attempt.plan.epoch) is None:
                     effects += self._supersede(entry, attempt, now, f"plan {attempt.plan.epoch} was retired")
-        self._tickets = {key: turn for key, turn in self._tickets.items() if self._served.plan(*key) is not None}
+        self._chooser.prune()
         self._latencies.prune()
+        self._lags.prune()
         return effects + self._pump_all(now)
 
     def on_evidence(self, device: DeviceId, now: float) -> list[Effect]:
@@ -153,8 +156,13 @@ class Ledger:
             return effects + self._pump(entry.model, now)
         return effects + self._retry_without_culprit(entry, attempt, reporter, code, message, now)
 
-    def on_output(self, request: str, number: int, epoch: Epoch, now: float) -> list[Effect]:
-        """A whole result came: the first of any attempt answers, whatever has become of that attempt."""
+    def on_output(
+        self, request: str, number: int, epoch: Epoch, now: float, times: Sequence[StageTime] = ()
+    ) -> list[Effect]:
+        """A whole result came: the first of any attempt answers, whatever has become of that attempt.
+
+        `times` are those of the shards on its way: they say who may be slow where requests become late.
+        """
         entry = self._requests.get(request)
         attempt = entry.attempts.get(number) if entry else None
         if entry is None or attempt is None or attempt.plan.epoch != epoch:
@@ -163,6 +171,7 @@ class Ledger:
         effects = entry.cancels(attempt)
         effects.append(Answer(request, number, attempt.plan, len(entry.attempts), now - entry.accepted_at))
         self._forget(entry)
+        self._lags.on_answer(attempt, times)
         return effects + self._pump(entry.model, now)
 
     def on_unwanted(self, request: str, now: float) -> list[Effect]:
@@ -194,6 +203,8 @@ class Ledger:
             for attempt in entry.live:
                 if now >= attempt.patience_at:
                     effects += self._on_impatience(entry, attempt, now)
+                elif now >= attempt.late_at:
+                    effects += self._on_late(entry, attempt, now)
         for model in sorted(models):
             effects += self._pump(model, now)
         return effects
@@ -214,8 +225,7 @@ class Ledger:
             # One device may fail at what another can do (memory, a kernel); two say that it is the model.
             entry.model_errors += 1
             entry.avoid[reporter] = (now + limits.report_s, reporter)
-            others = (self._search(entry, now, self._doubted(entry, end, now)) for end in (0, 1))
-            if entry.model_errors > 1 or not any(others):
+            if entry.model_errors > 1 or not self._chooser.others(entry, now):
                 return self._fail(entry, code, message) + self._pump(entry.model, now)
         else:
             entry.not_before = now + wait_s
@@ -229,6 +239,30 @@ class Ledger:
             return self._supersede(entry, attempt, now, "no answer in time", spend=False)
         attempt.patience_at = now + self._latencies.patience_s(attempt.plan, entry.impatience)
         self._wake(entry, attempt.patience_at)
+        return []
+
+    def _on_late(self, entry: Request, attempt: Attempt, now: float) -> list[Effect]:
+        """An attempt takes far longer than others did: it starts again where whoever is slow can be gone around."""
+        attempt.late, attempt.late_at = True, math.inf
+        effects: list[Effect] = []
+        if self._lags.of(attempt.plan, now).isdisjoint(attempt.devices):
+            effects += self._suspect(entry, attempt, now)
+        caught = not self._lags.of(attempt.plan, now).isdisjoint(attempt.devices)
+        way = self._chooser.around(entry, now) if caught else None
+        if way is not None and self._has_room(way) and self._budget.spend(now, forced=False):
+            effects += self._supersede(entry, attempt, now, "it took far longer than others", spend=False)
+        return effects
+
+    def _suspect(self, entry: Request, attempt: Attempt, now: float) -> list[Effect]:
+        """Find a device of a late attempt's plan to go around: the likeliest for which there is a way."""
+        suspects = self._lags.on_late(attempt, now)
+        if suspects is None:
+            return []
+        for device in suspects:
+            self._lags.go_around(attempt.plan, device, now)
+            if self._chooser.around(entry, now) is not None:
+                return [GoAround(device, attempt.plan.epoch)]
+        self._lags.go_around(attempt.plan, None, now)
         return []
 
     def _supersede(
@@ -258,8 +292,8 @@ class Ledger:
         for entry in (*retries, *self._fresh.get(model, {}).values()):
             if entry.not_before > now:
                 continue
-            way = self._way(entry, now, patient=now < self._grace_end(entry))
-            if way is not None and self._inside.get(way[0].epoch, 0) < way[0].share:
+            way = self._chooser.way(entry, now, patient=now < self._grace_end(entry))
+            if way is not None and self._has_room(way):
                 effects.append(self._dispatch(entry, *way, now))
                 continue
             if way is None:
@@ -274,64 +308,9 @@ class Ledger:
         """Until when a waiting request goes around what was only reported."""
         return entry.waiting_since + self._limits.grace_s
 
-    def _way(self, entry: Request, now: float, *, patient: bool) -> Way | None:
-        """A plan, lane and groups without doubted devices; while `patient`, without reported ones either.
-
-        Where none goes without the devices that stages reported, one without those stages may. While one of the former
-        is being loaded that comes later, at first only by what need not be loaded too: it may want the same room, and
-        go through a device that is dead.
-        """
-        if not patient:
-            return self._search(entry, now, lambda plan: set())
-        way = self._search(entry, now, self._doubted(entry, 0, now))
-        if way is not None:
-            return way
-        waits, first = any(until > now for until in entry.refused.values()), self._limits.asked_first
-        if waits and entry.failures < first:
-            return None
-        on_disk = not waits or entry.failures >= 2 * first
-        return self._search(entry, now, self._doubted(entry, 1, now), on_disk=on_disk)
-
-    def _doubted(self, entry: Request, end: int, now: float) -> Callable[[Plan], set[DeviceId]]:
-        """What `_reported` says of any plan, for one end."""
-        return lambda plan: self._reported(entry, plan, end, now)
-
-    def _reported(self, entry: Request, plan: Plan, end: int, now: float) -> set[DeviceId]:
-        """The plan's devices at one end (0: the blamed one, 1: who blames it) of paths that carry nothing."""
-        pairs = self._doubts.soft(plan, now)
-        pairs += [(device, other) for device, (until, other) in entry.avoid.items() if until > now]
-        devices = plan.devices()
-        return {pair[end] for pair in pairs if pair[0] in devices and pair[end] in devices}
-
-    def _search(
-        self, entry: Request, now: float, doubted: Callable[[Plan], set[DeviceId]], *, on_disk: bool = True
-    ) -> Way | None:
-        """The first plan in order of preference with a way free of hard and of these doubts."""
-        avoid: set[DeviceId] = set()
-        while True:
-            plan = self._served.choose(entry.model, frozenset(avoid), on_disk=on_disk)
-            if plan is None or entry.refused.get(plan.epoch, 0.0) > now:
-                return None
-            bad = self._doubts.hard(plan, now) | doubted(plan)
-            way = self._deal(plan, bad)
-            if way is not None:
-                return way
-            if bad <= avoid:
-                return None
-            avoid |= bad
-
-    def _deal(self, plan: Plan, bad: set[DeviceId]) -> Way | None:
-        """The next lane and groups by weight that are free of `bad`; None where there are none."""
-        ticket = self._tickets.get((plan.model, plan.epoch), 0)
-        for step in range(_period(plan)):
-            lane, groups = deal(plan, ticket + step)
-            stages = plan.lanes[lane].stages
-            chosen = [stage.groups[group] for stage, group in zip(stages, groups, strict=True)]
-            devices = tuple(sorted({shard.device for group in chosen for shard in group.shards}))
-            if not bad.intersection(devices):
-                self._tickets[plan.model, plan.epoch] = ticket + step
-                return plan, lane, groups, devices
-        return None
+    def _has_room(self, way: Way) -> bool:
+        """Whether this origin's share of a way's plan is not used up."""
+        return self._inside.get(way[0].epoch, 0) < way[0].share
 
     def _dispatch(
         self, entry: Request, plan: Plan, lane: int, groups: tuple[int, ...], devices: tuple[DeviceId, ...], now: float
@@ -339,12 +318,14 @@ class Ledger:
         """Start the request's next attempt on this way."""
         number = len(entry.attempts) + 1
         patience_at = now + self._latencies.patience_s(plan, entry.impatience)
-        entry.attempts[number] = Attempt(number, plan, lane, groups, devices, now, patience_at)
+        late_at = now + self._latencies.late_s(plan)
+        entry.attempts[number] = Attempt(number, plan, lane, groups, devices, now, patience_at, late_at)
         self._inside[plan.epoch] = self._inside.get(plan.epoch, 0) + 1
-        self._tickets[plan.model, plan.epoch] += 1
+        self._chooser.took(plan)
         for table in (self._fresh, self._retries):
             table.get(entry.model, {}).pop(entry.name, None)
-        self._wake(entry, patience_at)
+        for when in {patience_at, min(patience_at, late_at)}:
+            self._wake(entry, when)
         return Dispatch(entry.name, number, plan, lane, groups, devices, entry.deadline)
 
     def _fail(self, entry: Request, code: str, message: str) -> list[Effect]:
@@ -388,9 +369,3 @@ class Ledger:
     def _wake(self, entry: Request, when: float) -> None:
         """Have `on_deadline` look at this request then."""
         heapq.heappush(self._wakes, (when, entry.number, entry.name))
-
-
-def _period(plan: Plan) -> int:
-    """How many tickets `deal` takes until every way of a plan has had its turn (bounded, for plans of many ways)."""
-    rounds = [math.prod(sum(group.weight for group in stage.groups) for stage in lane.stages) for lane in plan.lanes]
-    return min(4096, sum(lane.weight for lane in plan.lanes) * max(rounds))

@@ -28,7 +28,7 @@ from meshnn.node.carrier import Ground, Load
 from meshnn.node.inputs import Arrival, Target
 from meshnn.node.ledger import Ledger
 from meshnn.node.pipeline import Pipeline
-from meshnn.node.request import Answer, Attempt, CancelAttempt, Dispatch, Effect, Fail
+from meshnn.node.request import Answer, Attempt, CancelAttempt, Dispatch, Effect, Fail, GoAround
 from meshnn.node.slices import Array, Passage, parcel_of
 from meshnn.plan.messages import Cancel, Failed, StageTime
 from meshnn.plan.plan import Plan
@@ -145,7 +145,8 @@ class Origin:
         if complete is not None:
             self._asked[passage.request].result = complete
             self._assembly.finish(key)
-            self.perform(self._ledger.on_output(passage.request, passage.attempt, passage.epoch, now))
+            told = (passage.request, passage.attempt, passage.epoch)
+            self.perform(self._ledger.on_output(*told, now, complete.times))
 
     def on_failed(self, reporter: DeviceId, message: Failed) -> None:
         """A stage, or this node on its own part, ended an attempt."""
@@ -219,6 +220,8 @@ class Origin:
                 self._cancel(request, attempt, devices)
             case Answer():
                 self._answer(effect)
+            case GoAround(device, epoch):
+                _log.info("going_around", device=device, epoch=str(epoch), reason="requests suddenly take far longer")
             case Fail(request, code, message):
                 self._over(request)
                 asked = self._asked.get(request)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meshnn.cluster.member import DeviceId
+from meshnn.device.interpreter import Ran
 from meshnn.errors import BusyError, MeshError, PeerError, StaleEpochError
 from meshnn.net.tasks import TaskSet
 from meshnn.node.assembly import Assembly, Complete, Key
@@ -35,8 +36,8 @@ _log = logger(__name__)
 class Runner(Protocol):
     """What runs a loaded shard: the device's engine."""
 
-    async def run(self, handle: int, inputs: Sequence[NDArray[np.generic]]) -> tuple[list[NDArray[np.generic]], float]:
-        """The shard's outputs in its own order, and the seconds the run took. ModelError when the run fails."""
+    async def run(self, handle: int, inputs: Sequence[NDArray[np.generic]]) -> Ran:
+        """The shard's outputs in its own order, and the time the run took. ModelError when the run fails."""
 
 
 class Home(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from meshnn.cluster.member import DeviceId
@@ -50,12 +51,23 @@ class Fail:
     message: str
 
 
-Effect = Dispatch | CancelAttempt | Answer | Fail
+@dataclass(frozen=True, slots=True)
+class GoAround:
+    """A device of this plan is taken to be slow: requests go around it for a while. Worth a line in the log."""
+
+    device: DeviceId
+    epoch: Epoch
+
+
+Effect = Dispatch | CancelAttempt | Answer | Fail | GoAround
 
 
 @dataclass(slots=True)
 class Attempt:
-    """One way tried: `live` until it is superseded; its result is taken even after that."""
+    """One way tried: `live` until it is superseded; its result is taken even after that.
+
+    From `late_at` on it takes far longer than attempts in its plan did, and is `late`.
+    """
 
     number: int
     plan: Plan
@@ -64,6 +76,8 @@ class Attempt:
     devices: tuple[DeviceId, ...]
     sent_at: float
     patience_at: float
+    late_at: float = math.inf
+    late: bool = False
     live: bool = True
 
 

@@ -13,7 +13,7 @@ from meshnn.cluster.member import DeviceId
 from meshnn.errors import BusyError
 from meshnn.node.doubts import LedgerLimits
 from meshnn.node.ledger import Ledger
-from meshnn.node.request import Answer, CancelAttempt, Dispatch, Effect, Fail
+from meshnn.node.request import Answer, CancelAttempt, Dispatch, Effect, Fail, GoAround
 from meshnn.plan.plan import Epoch, Group, Lane, Plan, PlanSet, Shard, Stage
 from tests.node.shelf import A, B, C, D, E, Shelf, boot, life, pipeline
 
@@ -541,6 +541,89 @@ def test_dead_device_closes_only_its_lane() -> None:
     machine.on_evidence(B, 0.0)
     taken = [accepted(machine, f"r{number}").devices for number in range(4)]
     assert sorted(taken) == [(C,), (C,), (D,), (D,)]
+
+
+def practised(machine: Ledger, count: int = 16, took_s: float = 0.1) -> float:
+    """Requests that were answered one after the other, each as fast: when the last was."""
+    now = 0.0
+    for number in range(count):
+        name = f"before{number}"
+        accepted(machine, name, now, now + 30.0)
+        now += took_s
+        machine.on_output(name, 1, MAIN.epoch, now)
+    return now
+
+
+def slowed(machine: Ledger, now: float) -> tuple[list[Effect], float]:
+    """A request is late and answered, a second one is late: what then happens, and when. Usual are 0.1 s."""
+    accepted(machine, "r1", now, now + 30.0)
+    assert machine.on_deadline(now + 0.21) == []
+    machine.on_output("r1", 1, MAIN.epoch, now + 0.4)
+    accepted(machine, "r2", now + 0.4, now + 30.0)
+    assert machine.on_deadline(now + 0.59) == []
+    return machine.on_deadline(now + 0.61), now + 0.61
+
+
+def test_late_attempts_go_around_a_device_by_what_is_loaded() -> None:
+    """After two late ones in a row the second starts again without a suspect, and what comes goes there at once."""
+    machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
+    effects, now = slowed(machine, practised(machine))
+    # Nothing goes without B; C is next.
+    assert only(effects, GoAround) == [GoAround(C, MAIN.epoch)]
+    assert only(effects, CancelAttempt) == [CancelAttempt("r2", 1, (B, C, D))]
+    assert epochs(effects) == [("r2", 2, WITHOUT_C.epoch)]
+    assert accepted(machine, "r3", now, now + 30.0).plan == WITHOUT_C
+    # The answer of the late attempt may still win.
+    assert only(machine.on_output("r2", 1, MAIN.epoch, now + 0.1), Answer)
+    assert accepted(machine, "r4", now + 10.1, now + 30.0).plan == MAIN
+
+
+def test_without_a_way_in_memory_late_attempts_stay_where_they_are() -> None:
+    """A contingency that lies on disks, or that stands for the death of another device, is no way around."""
+    shelf = Shelf(SET)
+    shelf.unloaded = {WITHOUT_C.epoch, WITHOUT_D.epoch}
+    machine = ledger(shelf)
+    assert slowed(machine, practised(machine))[0] == []
+
+    elsewhere = pipeline([A, E], epoch=MAIN.epoch.without(E))
+    machine = ledger(Shelf(PlanSet(MAIN, (elsewhere,))))
+    effects, now = slowed(machine, practised(machine))
+    assert effects == []
+    assert accepted(machine, "r3", now, now + 30.0).plan == MAIN
+
+
+def test_late_attempts_start_again_within_budget_and_room() -> None:
+    """Else they stay where they are, and only what comes next goes around."""
+    machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))), budget=0.0)
+    effects, now = slowed(machine, practised(machine))
+    assert effects == [GoAround(C, MAIN.epoch)]
+    assert accepted(machine, "r3", now, now + 30.0).plan == WITHOUT_C
+
+    narrow = pipeline([B, D], epoch=MAIN.epoch.without(C), share=0)
+    machine = ledger(Shelf(PlanSet(MAIN, (narrow,))))
+    assert slowed(machine, practised(machine))[0] == [GoAround(C, MAIN.epoch)]
+
+
+def test_too_little_known_is_no_ground_to_be_late() -> None:
+    """With fewer answers than that nobody knows what is usual; patience alone counts."""
+    machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
+    now = practised(machine, 15)
+    accepted(machine, "r1", now, now + 30.0)
+    assert machine.on_deadline(now + 0.9) == []
+    machine.on_output("r1", 1, MAIN.epoch, now + 0.95)
+    accepted(machine, "r2", now + 1.0, now + 30.0)
+    assert machine.deadline == pytest.approx(now + 1.0 + 0.2)
+
+
+def test_a_contingency_is_late_after_twice_the_time_until_it_is_known_itself() -> None:
+    """Its devices have more to do; its own answers count once there are enough."""
+    machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
+    _, now = slowed(machine, practised(machine))
+    machine.on_output("r2", 2, WITHOUT_C.epoch, now + 0.1)
+    for number in range(16):
+        accepted(machine, f"after{number}", now + 1.0, now + 30.0)
+        assert machine.deadline == pytest.approx(now + 1.0 + (0.35 if number < 15 else 0.2))
+        machine.on_output(f"after{number}", 1, WITHOUT_C.epoch, now + 1.1)
 
 
 class Story:

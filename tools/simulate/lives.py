@@ -9,7 +9,7 @@ from meshnn.cluster.member import DeviceId
 from meshnn.plan.messages import Activate, Cut, CutDone, Prepare, Ready, Receipt, Retire
 from tools.simulate.figure import NO_BOUND, Figure
 from tools.simulate.mesh import Mesh, card
-from tools.simulate.plane import Carried
+from tools.simulate.parcels import Carried
 
 SMALL_BYTES = 700_000
 WHOLE_BYTES = 2_200_000

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from meshnn.cluster.member import BootId, DeviceId
 from meshnn.errors import BusyError, MeshError, PeerError, StaleEpochError
 from meshnn.node.assembly import Assembly, Complete, Key
 from meshnn.node.core import Core
-from meshnn.node.inputs import Arrival, Target
+from meshnn.node.inputs import Arrival
 from meshnn.node.ledger import Ledger
 from meshnn.node.request import Answer, CancelAttempt, Dispatch, Fail
 from meshnn.node.request import Effect as LedgerEffect
@@ -22,10 +21,10 @@ from meshnn.node.serving import Serving
 from meshnn.node.slices import Array, Parcel, Passage, dealt, parcel_of
 from meshnn.node.ways import RouteBook, Ways
 from meshnn.plan import boxes
-from meshnn.plan.messages import Cancel, Failed, Receipt
-from meshnn.plan.plan import Recipe
+from meshnn.plan.messages import Cancel, Failed, Receipt, StageTime
 from meshnn.plan.routes import ORIGIN
 from meshnn.plan.shipments import At
+from tools.simulate.parcels import Carried, Made, Site, Times
 from tools.simulate.values import answer_of, value_of
 
 if TYPE_CHECKING:
@@ -38,27 +37,7 @@ RUNS = 2
 EVERY_ATTEMPT = 2**31
 
 
-@dataclass(frozen=True, slots=True)
-class Carried:
-    """A parcel on a link: what a Slice frame and its payload say."""
-
-    passage: Passage
-    source: tuple[int, int]
-    parcel: Parcel
-    left_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """Where a slice belongs."""
-
-    ways: Ways
-    recipe: Recipe
-    target: Target
-
-
 _Ticket = tuple[DeviceId, str, int, tuple[int, int], int, int]
-Made = tuple[dict[int, Array], dict[int, boxes.Box]]
 
 
 class Plane:
@@ -264,7 +243,8 @@ class Plane:
         if complete is not None:
             self.results.finish(key)
             self._outputs[passage.request] = value_of(complete.tensors)
-            self._do_all(self.ledger.on_output(passage.request, passage.attempt, passage.epoch, self._now))
+            told = (passage.request, passage.attempt, passage.epoch)
+            self._do_all(self.ledger.on_output(*told, self._now, complete.times))
 
     # -- the stages --
 
@@ -273,13 +253,15 @@ class Plane:
         at = (parcel.stage, parcel.part, *carried.source)
         self._send(source, Receipt(passage.request, passage.attempt, *at))
         size_bytes = sum(piece.array.nbytes for piece in parcel.pieces)
-        self._on_parcel(passage, carried.source, parcel, size_bytes, carried.left_s)
+        self._on_parcel(passage, carried.source, parcel, size_bytes, carried.left_s, carried.times)
 
-    def _on_parcel(self, passage: Passage, source: At, parcel: Parcel, received_bytes: int, deadline: float) -> None:
+    def _on_parcel(
+        self, passage: Passage, source: At, parcel: Parcel, received_bytes: int, deadline: float, times: Times
+    ) -> None:
         """Everybody on this device who reads of a parcel gets a part."""
         address = (parcel.stage, parcel.part)
         if parcel.stage == len(passage.groups):
-            self._on_result(passage, Arrival(source, address, parcel.pieces, received_bytes))
+            self._on_result(passage, Arrival(source, address, parcel.pieces, received_bytes, times))
             return
         try:
             ways = self._ways(passage)
@@ -290,7 +272,7 @@ class Plane:
         shipment = ways.shipment(source, address, passage.origin)
         assert shipment is not None, "a parcel that the plan does not know"
         for reader, pieces in dealt(shipment, parcel.pieces):
-            arrival = Arrival(source, address, pieces, received_bytes if reader == address else 0)
+            arrival = Arrival(source, address, pieces, received_bytes if reader == address else 0, times)
             if reader == ways.end:
                 self._on_result(passage, arrival)
             else:
@@ -353,34 +335,40 @@ class Plane:
             self._runs += 1
             self._host.watcher.on_run(self._host, complete.key.passage, handle)
             takes_s = STAGE_S * (site.recipe.last - site.recipe.first + 1) * self.slowness
-            self._host.work_soon(takes_s, partial(self._done, site, complete))
+            self._host.work_soon(takes_s, partial(self._done, site, complete, takes_s * 1000))
 
-    def _done(self, site: Site, complete: Complete) -> None:
+    def _done(self, site: Site, complete: Complete, compute_ms: float) -> None:
         """A shard has run: hand its outputs on."""
         key = complete.key
         self._runs -= 1
         if not self.assembly.superseded(key):
             made = run(site, key, complete.tensors)
-            self._hand_all(site.ways, key.passage, (key.stage, key.part), made, complete.deadline)
+            time = StageTime(key.stage, key.part, self._host.id, compute_ms, complete.received_bytes)
+            times = (*complete.times, time)
+            self._hand_all(site.ways, key.passage, (key.stage, key.part), made, complete.deadline, times)
         self.assembly.finish(key)
         self._run_next()
         self._arm()
 
     # -- both --
 
-    def _hand_all(self, ways: Ways, passage: Passage, source: At, made: Made, deadline: float) -> None:
+    def _hand_all(
+        self, ways: Ways, passage: Passage, source: At, made: Made, deadline: float, times: Times = ()
+    ) -> None:
         """What a shard (or the origin) made to whoever needs it: over links, or within this device."""
         for shipment in ways.traffic.sent(source, passage.origin):
             parcel = parcel_of(shipment, *made)
             device = ways.traffic.device(shipment.address, passage.origin)
             if device == self._host.id:
-                self._on_parcel(passage, source, parcel, 0, deadline)
+                self._on_parcel(passage, source, parcel, 0, deadline, times)
             else:
-                self._hand(passage, source, parcel, device, deadline)
+                self._hand(passage, source, parcel, device, deadline, times)
 
-    def _hand(self, passage: Passage, source: At, parcel: Parcel, device: DeviceId, deadline: float) -> None:
+    def _hand(
+        self, passage: Passage, source: At, parcel: Parcel, device: DeviceId, deadline: float, times: Times
+    ) -> None:
         """A parcel over a link."""
-        carried = Carried(passage, source, parcel, deadline)
+        carried = Carried(passage, source, parcel, deadline, times)
         ticket = (device, passage.request, passage.attempt, source, parcel.stage, parcel.part)
         size_bytes = 300 + sum(piece.array.nbytes for piece in parcel.pieces)
         if not self._host.network.send(self._host.id, device, carried, size_bytes):

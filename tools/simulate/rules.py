@@ -6,6 +6,7 @@ from tools.simulate.cluster_rules import CLUSTER
 from tools.simulate.mutant import Mutant
 
 LEDGER = "tests/node/test_ledger.py"
+LAGS = "tests/node/test_lags.py"
 ASSEMBLY = "tests/node/test_assembly.py"
 MEMORY = "tests/node/test_assembly_memory.py"
 STAGES = "tests/node/test_stages.py"
@@ -23,10 +24,54 @@ def _node(rule: str, module: str, line: str, broken: str, tests: str) -> Mutant:
 
 MUTANTS = (
     *CLUSTER,
+    _node(
+        "one hiccup is no ground to go around anybody",
+        "lags",
+        "if attempt.sent_at < case.late_at or (",
+        "if (",
+        LAGS,
+    ),
+    _node("one late attempt is no ground", "lags", "GENERATIONS = 2", "GENERATIONS = 1", LAGS),
+    _node("a suspect whose absence helps nothing is tried once", "lags", "case.tried.add(case.suspect)", "pass", LAGS),
+    _node(
+        "an answer in time ends a row of late ones",
+        "lags",
+        "if case is not None and not attempt.late:",
+        "if case is not None and attempt.plan is None:",
+        LAGS,
+    ),
+    _node(
+        "a suspect is forgiven",
+        "lags",
+        "case.suspect, case.until = device, now + AROUND_S",
+        "case.suspect, case.until = device, math.inf",
+        LAGS,
+    ),
+    _node(
+        "what goes around a slow device need not be loaded for it",
+        "chooser",
+        "doubted(plan) | slow, on_disk=False)",
+        "doubted(plan) | slow)",
+        LEDGER,
+    ),
+    _node(
+        "a contingency for another death is no way around a slow device",
+        "chooser",
+        'return way if way is not None and way[0].epoch.absent in {"", *slow} else None',
+        "return way",
+        LEDGER,
+    ),
+    _node(
+        "late attempts start again as far as the budget goes",
+        "ledger",
+        "if way is not None and self._has_room(way) and self._budget.spend(now, forced=False):",
+        "if way is not None and self._has_room(way):",
+        LEDGER,
+    ),
     _node("a leader outbids a plan of its own term", "core", "        effects += self._outbid(now)", "", CORE),
     _node(
         "the reporter is gone around where the reported device cannot be",
-        "ledger",
+        "chooser",
         "self._doubted(entry, 1, now), on_disk=on_disk)",
         "self._doubted(entry, 0, now), on_disk=on_disk)",
         LEDGER,
@@ -197,14 +242,14 @@ MUTANTS = (
     ),
     _node(
         "what is being loaded is waited for first",
-        "ledger",
+        "chooser",
         "if waits and entry.failures < first:",
         "if waits and entry.failures < 0:",
         LEDGER,
     ),
     _node(
         "one contingency is asked for at a time",
-        "ledger",
+        "chooser",
         "on_disk = not waits or entry.failures >= 2 * first",
         "on_disk = True",
         LEDGER,
@@ -212,8 +257,8 @@ MUTANTS = (
     _node(
         "one answer a request",
         "ledger",
-        "        self._forget(entry)\n        return effects + self._pump(entry.model, now)\n\n    def on_unwanted",
-        "        return effects + self._pump(entry.model, now)\n\n    def on_unwanted",
+        "        self._forget(entry)\n        self._lags.on_answer(",
+        "        self._lags.on_answer(",
         LEDGER,
     ),
     _node(

@@ -1,0 +1,124 @@
+"""Lags: when requests that suddenly take long are ground to go around a device, and around which."""
+
+from __future__ import annotations
+
+import pytest
+
+from meshnn.cluster.member import DeviceId
+from meshnn.node.lags import AROUND_S, GENERATIONS, Lags
+from meshnn.node.request import Attempt
+from meshnn.plan.messages import StageTime
+from meshnn.plan.plan import Plan, PlanSet
+from tests.node.shelf import A, B, C, D, Shelf, pipeline
+
+MAIN = pipeline([B, C, D])
+WITHOUT_B = pipeline([C, D], epoch=MAIN.epoch.without(B))
+WITHOUT_C = pipeline([B, D], epoch=MAIN.epoch.without(C))
+SET = PlanSet(MAIN, (WITHOUT_B, WITHOUT_C))
+
+
+@pytest.fixture
+def shelf() -> Shelf:
+    """One plan with two contingencies."""
+    return Shelf(SET)
+
+
+@pytest.fixture
+def lags(shelf: Shelf) -> Lags:
+    """Nobody lags."""
+    return Lags(shelf)
+
+
+def attempt(sent_at: float, plan: Plan = MAIN, *, late: bool = False) -> Attempt:
+    """An attempt through all devices of a plan."""
+    stages = plan.lanes[0].stages
+    groups = tuple(0 for _ in stages)
+    return Attempt(1, plan, 0, groups, tuple(sorted(plan.devices())), sent_at, sent_at + 1.0, late=late)
+
+
+def times(**taken_ms: float) -> list[StageTime]:
+    """What the shards of B, C and D took."""
+    devices = {"b": B, "c": C, "d": D}
+    return [StageTime(stage, 0, devices[name], ms, 0) for stage, (name, ms) in enumerate(taken_ms.items())]
+
+
+def lag(lags: Lags, plan: Plan = MAIN, since: float = 0.0) -> list[DeviceId]:
+    """Attempts are late one after the other until somebody is to be suspected: whom."""
+    for number in range(GENERATIONS):
+        suspects = lags.on_late(attempt(since + number, plan), since + number + 0.5)
+    assert suspects is not None
+    return suspects
+
+
+def test_attempts_late_one_after_the_other_are_ground(lags: Lags) -> None:
+    """The first says nothing; the next, begun when that was known to be late, does."""
+    assert lags.on_late(attempt(0.0), 0.5) is None
+    assert lags.on_late(attempt(0.5), 1.0) is not None
+
+
+def test_what_one_hiccup_holds_up_is_no_ground(lags: Lags) -> None:
+    """Attempts that were under way together are late together."""
+    assert [lags.on_late(attempt(sent_at), 0.5) for sent_at in (0.0, 0.1, 0.2, 0.3)] == [None] * 4
+
+
+def test_an_answer_in_time_says_that_nobody_lags(lags: Lags) -> None:
+    """Only late attempts in a row count; an answer that came late is none in time."""
+    lags.on_late(attempt(0.0), 0.5)
+    lags.on_answer(attempt(0.6), times(b=1, c=1, d=1))
+    assert lags.on_late(attempt(1.0), 1.5) is None
+    lags.on_answer(attempt(1.0, late=True), times(b=1, c=1, d=1))
+    assert lags.on_late(attempt(2.0), 2.5) is not None
+
+
+def test_the_likeliest_is_whose_shard_took_longest_beside_its_usual_time(lags: Lags) -> None:
+    """Not whose shard takes longest always."""
+    for _ in range(5):
+        lags.on_answer(attempt(0.0), times(b=500, c=2, d=50))
+    lags.on_answer(attempt(0.0), times(b=510, c=9, d=70))
+    assert lag(lags) == [C, D, B]
+
+
+def test_times_of_devices_that_are_not_of_the_attempt_are_not_believed(lags: Lags) -> None:
+    """A stage may say what it likes of others."""
+    lags.on_answer(attempt(0.0, WITHOUT_C), [StageTime(0, 0, C, 1.0, 0), StageTime(0, 0, C, 99.0, 0)])
+    assert lag(lags) == [B, C, D]
+
+
+def test_a_suspect_is_gone_around_for_a_while(lags: Lags) -> None:
+    """In every plan of the set, and in no other."""
+    lags.go_around(MAIN, C, 1.0)
+    assert lags.of(MAIN, 1.0) == lags.of(WITHOUT_B, 1.0 + AROUND_S - 0.1) == {C}
+    assert lags.of(pipeline([B, C], model="dog"), 1.0) == set()
+    assert lags.of(MAIN, 1.0 + AROUND_S) == set()
+
+
+def test_where_the_way_around_is_late_too_the_next_is_suspected(lags: Lags) -> None:
+    """Until all were; then nobody is for a while, and afterwards all may be again."""
+    lags.go_around(MAIN, lag(lags)[0], 2.0)
+    assert lag(lags, WITHOUT_B, 3.0) == [C, D]
+    lags.go_around(MAIN, C, 4.6)
+    assert lag(lags, WITHOUT_C, 5.0) == [D]
+    lags.go_around(MAIN, D, 6.6)
+    assert lag(lags, MAIN, 7.0) == []
+    lags.go_around(MAIN, None, 8.5)
+    assert [lags.on_late(attempt(9.0 + number), 9.5 + number) for number in range(3)] == [None] * 3
+    assert lag(lags, MAIN, 9.0 + AROUND_S) == [B, C, D]
+
+
+def test_who_was_slow_a_moment_ago_is_gone_around_at_the_first_late_attempt(lags: Lags) -> None:
+    """The time of going around is over, and it is as slow as it was; long after, it must show anew."""
+    lags.go_around(MAIN, C, 0.0)
+    assert lags.on_late(attempt(AROUND_S), AROUND_S + 0.5) == [C, B, D]
+    lags.go_around(MAIN, C, AROUND_S + 0.5)
+    assert lags.on_late(attempt(50.0), 50.5) is None
+    assert lags.on_late(attempt(51.0), 51.5) == [B, C, D]
+
+
+def test_plans_that_are_gone_are_forgotten(lags: Lags, shelf: Shelf) -> None:
+    """With a new plan nobody lags."""
+    lags.on_answer(attempt(0.0), times(b=1, c=1, d=1))
+    lags.go_around(MAIN, C, 0.0)
+    shelf.active = {}
+    lags.prune()
+    assert lags.of(MAIN, 0.0) == set()
+    assert lag(lags, pipeline([A, D])) == [A, D]
