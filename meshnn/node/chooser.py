@@ -38,9 +38,9 @@ class Chooser:
     def way(self, entry: Request, now: float, *, patient: bool) -> Way | None:
         """A plan, lane and groups without doubted devices; while `patient`, without reported ones either.
 
-        A way around whoever is slow is the first choice. Where none goes without the devices that stages reported, one without those stages may. While one of the former
-        is being loaded that comes later, at first only by what need not be loaded too: it may want the same room, and
-        go through a device that is dead.
+        A way around whoever is slow is the first choice. Where none goes without the devices that stages reported, one
+        without those stages may. While one of the former is being loaded that comes later, at first only by what need
+        not be loaded too: it may want the same room, and go through a device that is dead.
         """
         way = self.around(entry, now)
         if way is None:

@@ -85,10 +85,8 @@ class Lags:
         elif not again:
             case.suspect, case.tried = None, set()
         main = self._served.plan(attempt.plan.model, attempt.plan.epoch.main) or attempt.plan
-        paces = self._paces(main)
-        return sorted(
-            set(main.devices()) - case.tried, key=lambda one: (one != case.suspect, -paces.get(one, 0.0), one)
-        )
+        likely, paces = set(main.devices()).intersection(attempt.devices) - case.tried, self._paces(main)
+        return sorted(likely, key=lambda one: (one != case.suspect, -paces.get(one, 0.0), one))
 
     def go_around(self, plan: Plan, device: DeviceId | None, now: float) -> None:
         """From now on go around a device of this plan set; with None around nobody, for as long."""

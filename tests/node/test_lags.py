@@ -84,6 +84,12 @@ def test_times_of_devices_that_are_not_of_the_attempt_are_not_believed(lags: Lag
     assert lag(lags) == [B, C, D]
 
 
+def test_only_who_is_on_the_way_of_a_late_attempt_is_suspected(lags: Lags) -> None:
+    """Neither the dead device that a contingency stands for, nor one that has part in contingencies alone."""
+    spare = pipeline([A, D], epoch=MAIN.epoch.without(B))
+    assert lag(lags, spare) == [D]
+
+
 def test_a_suspect_is_gone_around_for_a_while(lags: Lags) -> None:
     """In every plan of the set, and in no other."""
     lags.go_around(MAIN, C, 1.0)
