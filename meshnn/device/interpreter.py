@@ -197,12 +197,9 @@ def _run(shard: _Shard, inputs: Sequence[Array], claim: _Claim, share: float) ->
         start, worked_from = time.perf_counter(), time.thread_time()
         interpreter.invoke()
         compute_s, worked_s = time.perf_counter() - start, time.thread_time() - worked_from
+        paced_s = max(compute_s, worked_s / share) if share < 1.0 else compute_s
         # get_tensor makes a fresh array each time: no view outlives this function, the next run may begin.
-        return Ran(
-            [interpreter.get_tensor(port.index) for port in shard.loaded.outputs],
-            compute_s,
-            max(compute_s, worked_s / share),
-        )
+        return Ran([interpreter.get_tensor(port.index) for port in shard.loaded.outputs], compute_s, paced_s)
     except runtime.ERRORS as error:
         raise ModelError(f"the run failed: {runtime.reason(error)}") from None
 

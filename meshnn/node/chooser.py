@@ -35,17 +35,29 @@ class Chooser:
         """Forget plans that are no longer served."""
         self._tickets = {key: turn for key, turn in self._tickets.items() if self._served.plan(*key) is not None}
 
-    def way(self, entry: Request, now: float, *, patient: bool) -> Way | None:
-        """A plan, lane and groups without doubted devices; while `patient`, without reported ones either.
+    def ways(self, entry: Request, now: float, *, patient: bool) -> list[Way]:
+        """The ways a request may take, the best first: around whoever is slow, else without doubted devices.
 
-        A way around whoever is slow is the first choice. Where none goes without the devices that stages reported, one
-        without those stages may. While one of the former is being loaded that comes later, at first only by what need
-        not be loaded too: it may want the same room, and go through a device that is dead.
+        While it is `patient` it waits for room on the former, and goes around what was only reported.
         """
-        way = self.around(entry, now)
-        if way is None:
-            way = self._search(entry, now, self._doubted(entry, 0, now) if patient else lambda plan: set())
-        if way is not None or not patient:
+        main = self._served.choose(entry.model, frozenset(), on_disk=False)
+        slow = self._lags.suspected(main, now) if main is not None else set()
+        around = self.around(entry, slow, now) if slow else None
+        if patient:
+            way = around if around is not None else self._patient(entry, now)
+            return [] if way is None else [way]
+        found = (around, self._search(entry, now, lambda plan: set()))
+        return [way for way in found if way is not None]
+
+    def _patient(self, entry: Request, now: float) -> Way | None:
+        """A way without doubted devices, and without reported ones.
+
+        Where none goes without the devices that stages reported, one without those stages may. While one of the former
+        is being loaded that comes later, at first only by what need not be loaded too: it may want the same room, and
+        go through a device that is dead.
+        """
+        way = self._search(entry, now, self._doubted(entry, 0, now))
+        if way is not None:
             return way
         waits, first = any(until > now for until in entry.refused.values()), self._limits.asked_first
         if waits and entry.failures < first:
@@ -57,18 +69,15 @@ class Chooser:
         """Whether there is a way without the devices that stages reported, or without those stages."""
         return any(self._search(entry, now, self._doubted(entry, end, now)) for end in (0, 1))
 
-    def around(self, entry: Request, now: float) -> Way | None:
-        """A way in memory around whoever is taken to be slow; None where nobody is or there is none.
-
-        A contingency for another death is none: whoever is asked for it takes that death for true.
-        """
-        main = self._served.choose(entry.model, frozenset())
-        slow = self._lags.of(main, now) if main is not None else set()
-        if not slow:
-            return None
+    def around(self, entry: Request, slow: set[DeviceId], now: float) -> Way | None:
+        """A way in memory around these devices; None where there is none."""
         doubted = self._doubted(entry, 0, now)
         way = self._search(entry, now, lambda plan: doubted(plan) | slow, on_disk=False)
-        return way if way is not None and way[0].epoch.absent in {"", *slow} else None
+        if way is None:
+            return None
+        # Whoever is asked for a contingency takes the death it is for as true: none but of these, or who is dead.
+        absent = way[0].epoch.absent
+        return way if not absent or absent in slow or self._doubts.accuses(DeviceId(absent), now) else None
 
     def _doubted(self, entry: Request, end: int, now: float) -> Callable[[Plan], set[DeviceId]]:
         """What `_reported` says of any plan, for one end."""

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from meshnn.cluster.member import BootId, DeviceId
+from meshnn.node.request import Attempt
 from meshnn.node.served import Served
 from meshnn.plan.plan import Epoch, Plan
 
@@ -19,8 +20,8 @@ RECENT, PATIENT = 256, 64
 class LedgerLimits:
     """The bounds and patience of a ledger; times in seconds.
 
-    An attempt is late that takes `late` times the ninth decile of its plan's latest, and `late_s` more, where so many
-    as `late_known` of them are known. A plan that refused less than `asked_first` times is taken to be on its way into
+    An attempt is late that takes `late_factor` times the ninth decile of its plan's latest, and `late_s` more, where
+    `late_known` of them are known. A plan that refused less than `asked_first` times is taken to be on its way into
     memory: no other is tried meanwhile, and before twice as many refusals none that must be loaded too.
     """
 
@@ -29,9 +30,9 @@ class LedgerLimits:
     least_patience_s: float = 1.0
     unknown_patience_s: float = 2.0
     most_patience_s: float = 30.0
-    late: float = 1.5
+    late_factor: float = 1.5
     late_s: float = 0.05
-    late_known: int = 16
+    late_known: int = 64
     evidence_s: float = 30.0
     report_s: float = 5.0
     grace_s: float = 0.5
@@ -59,10 +60,10 @@ class Budget:
         self._at = max(self._at, now)
         self._tokens = min(self._limits.budget, self._tokens + grown + tokens)
 
-    def spend(self, now: float, *, forced: bool) -> bool:
-        """Take one retry; false where none is left, unless it is forced."""
+    def spend(self, now: float, *, forced: bool, least: float = 1.0) -> bool:
+        """Take one retry; false where not even `least` are left, unless it is forced."""
         self.earn(now, 0.0)
-        if self._tokens < 1.0 and not forced:
+        if self._tokens < least and not forced:
             return False
         self._tokens = max(0.0, self._tokens - 1.0)
         return True
@@ -92,6 +93,10 @@ class Doubts:
         """A stage of this plan, on `reporter`, cannot hand on to the device."""
         self._reports = {key: said for key, said in self._reports.items() if said[0] > now}
         self._reports[epoch, device] = (now + self._limits.report_s, reporter)
+
+    def accuses(self, device: DeviceId, now: float) -> bool:
+        """Whether this node has evidence against the device."""
+        return self._evidence.get(device, (None, 0.0))[1] > now
 
     def other_life(self, plan: Plan, device: DeviceId) -> bool:
         """Whether the device is known in another life than the plan was made for."""
@@ -124,32 +129,34 @@ class Latencies:
         """Nothing observed yet."""
         self._served = served
         self._limits = limits
-        self._recent: dict[tuple[str, Epoch], deque[float]] = {}
+        self._recent: dict[tuple[str, Epoch], deque[tuple[float, int]]] = {}
 
-    def observe(self, plan: Plan, latency_s: float) -> None:
-        """One attempt of this plan took so long."""
-        self._recent.setdefault((plan.model, plan.epoch), deque(maxlen=RECENT)).append(latency_s)
+    def observe(self, attempt: Attempt, now: float) -> None:
+        """An attempt took until now."""
+        recent = self._recent.setdefault((attempt.plan.model, attempt.plan.epoch), deque(maxlen=RECENT))
+        recent.append((now - attempt.sent_at, attempt.inside))
 
     def prune(self) -> None:
         """Forget plans that are no longer served."""
         self._recent = {key: recent for key, recent in self._recent.items() if self._served.plan(*key) is not None}
 
-    def late_s(self, plan: Plan) -> float:
-        """After what time an attempt is late; infinite where too little is known. A contingency may take twice as long.
+    def late_after_s(self, plan: Plan, inside: int) -> float:
+        """After what time an attempt is late, with so many `inside` its plan; infinite where too little is known.
 
-        The ninth decile is the usual: under a processor quota one request in a few takes long as a rule.
+        Load makes all of them slow: what took long beside fewer says nothing. The ninth decile is the usual, as under a
+        processor quota one in a few takes long as a rule. A contingency not known itself may take half as long again.
         """
         limits = self._limits
-        for epoch, factor in ((plan.epoch, limits.late), (plan.epoch.main, 2 * limits.late)):
-            recent = sorted(self._known(plan.model, epoch))
-            if len(recent) >= limits.late_known:
-                return factor * recent[math.ceil(0.9 * len(recent)) - 1] + limits.late_s
+        for epoch, factor in ((plan.epoch, 1.0), (plan.epoch.main, 1.5)):
+            known = sorted(took_s for took_s, beside in self._known(plan.model, epoch) if beside >= inside)
+            if len(known) >= limits.late_known:
+                return factor * limits.late_factor * known[math.ceil(0.9 * len(known)) - 1] + limits.late_s
         return math.inf
 
     def patience_s(self, plan: Plan, doublings: int) -> float:
         """How long an attempt may stay without answer and without evidence."""
         limits = self._limits
-        recent = sorted(self._known(plan.model, plan.epoch)[-PATIENT:])
+        recent = sorted(took_s for took_s, _ in self._known(plan.model, plan.epoch)[-PATIENT:])
         predicted = self._served.predicted_s(plan)
         if recent:
             usual = max(recent[int(0.95 * (len(recent) - 1))], predicted)
@@ -159,6 +166,6 @@ class Latencies:
             patience = max(limits.unknown_patience_s, 12 * predicted)
         return min(limits.most_patience_s, patience * 2.0 ** min(doublings, 10))
 
-    def _known(self, model: str, epoch: Epoch) -> list[float]:
-        """What the latest attempts of a plan took, in the order of their answers."""
+    def _known(self, model: str, epoch: Epoch) -> list[tuple[float, int]]:
+        """What the latest attempts of a plan took, and how many were inside it, in the order of their ends."""
         return list(self._recent.get((model, epoch), ()))

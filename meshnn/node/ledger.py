@@ -167,7 +167,7 @@ class Ledger:
         attempt = entry.attempts.get(number) if entry else None
         if entry is None or attempt is None or attempt.plan.epoch != epoch:
             return []
-        self._latencies.observe(attempt.plan, now - attempt.sent_at)
+        self._latencies.observe(attempt, now)
         effects = entry.cancels(attempt)
         effects.append(Answer(request, number, attempt.plan, len(entry.attempts), now - entry.accepted_at))
         self._forget(entry)
@@ -201,10 +201,10 @@ class Ledger:
                 effects += self._fail(entry, "deadline_error", entry.late())
                 continue
             for attempt in entry.live:
-                if now >= attempt.patience_at:
-                    effects += self._on_impatience(entry, attempt, now)
-                elif now >= attempt.late_at:
+                if now >= attempt.late_at:
                     effects += self._on_late(entry, attempt, now)
+                if now >= attempt.patience_at and attempt.live:
+                    effects += self._on_impatience(entry, attempt, now)
         for model in sorted(models):
             effects += self._pump(model, now)
         return effects
@@ -235,35 +235,48 @@ class Ledger:
     def _on_impatience(self, entry: Request, attempt: Attempt, now: float) -> list[Effect]:
         """No answer and no evidence in time: try again, as far as the budget goes; else wait once more."""
         entry.impatience += 1
+        known = attempt.late or attempt.late_at < math.inf
+        effects = self._on_late(entry, attempt, now, stuck=True) if known else []
+        if not attempt.live:
+            return effects
         if self._budget.spend(now, forced=False):
-            return self._supersede(entry, attempt, now, "no answer in time", spend=False)
+            return effects + self._supersede(entry, attempt, now, "no answer in time", spend=False)
         attempt.patience_at = now + self._latencies.patience_s(attempt.plan, entry.impatience)
         self._wake(entry, attempt.patience_at)
-        return []
-
-    def _on_late(self, entry: Request, attempt: Attempt, now: float) -> list[Effect]:
-        """An attempt takes far longer than others did: it starts again where whoever is slow can be gone around."""
-        attempt.late, attempt.late_at = True, math.inf
-        effects: list[Effect] = []
-        if self._lags.of(attempt.plan, now).isdisjoint(attempt.devices):
-            effects += self._suspect(entry, attempt, now)
-        caught = not self._lags.of(attempt.plan, now).isdisjoint(attempt.devices)
-        way = self._chooser.around(entry, now) if caught else None
-        if way is not None and self._has_room(way) and self._budget.spend(now, forced=False):
-            effects += self._supersede(entry, attempt, now, "it took far longer than others", spend=False)
         return effects
 
-    def _suspect(self, entry: Request, attempt: Attempt, now: float) -> list[Effect]:
-        """Find a device of a late attempt's plan to go around: the likeliest for which there is a way."""
-        suspects = self._lags.on_late(attempt, now)
+    def _on_late(self, entry: Request, attempt: Attempt, now: float, *, stuck: bool = False) -> list[Effect]:
+        """An attempt takes far longer than others did: what is late goes around whoever may be slow."""
+        attempt.late, attempt.late_at = True, math.inf
+        effects: list[Effect] = []
+        if self._lags.suspected(attempt.plan, now).isdisjoint(attempt.devices):
+            effects += self._suspect(entry, attempt, now, stuck)
+        return effects + self._restart_late(now)
+
+    def _suspect(self, entry: Request, attempt: Attempt, now: float, stuck: bool) -> list[Effect]:
+        """Find a device to go around for a late attempt: the likeliest for which there is a way; else nobody is."""
+        suspects = self._lags.on_late(attempt, now, stuck=stuck)
         if suspects is None:
             return []
-        for device in suspects:
-            self._lags.go_around(attempt.plan, device, now)
-            if self._chooser.around(entry, now) is not None:
-                return [GoAround(device, attempt.plan.epoch)]
-        self._lags.go_around(attempt.plan, None, now)
-        return []
+        found = next((one for one in suspects if self._chooser.around(entry, {one}, now) is not None), None)
+        self._lags.go_around(attempt.plan, found, now)
+        return [GoAround(found, attempt.plan.epoch)] if found is not None else []
+
+    def _restart_late(self, now: float) -> list[Effect]:
+        """Late attempts through a suspect start again around it, as far as there is room, and half the budget goes."""
+        effects: list[Effect] = []
+        least = max(1.0, self._limits.budget / 2)
+        for entry in list(self._requests.values()):
+            for attempt in entry.live:
+                slow = self._lags.suspected(attempt.plan, now) if attempt.late else set()
+                way = None if slow.isdisjoint(attempt.devices) else self._chooser.around(entry, slow, now)
+                if way is None or not (way[0].epoch == attempt.plan.epoch or self._has_room(way)):
+                    continue
+                if self._budget.spend(now, forced=False, least=least):
+                    self._latencies.observe(attempt, now)
+                    effects += self._supersede(entry, attempt, now, "it took far longer than others", spend=False)
+                    effects.append(self._dispatch(entry, *way, now))
+        return effects
 
     def _supersede(
         self, entry: Request, attempt: Attempt, now: float, trouble: str, *, spend: bool = True
@@ -292,11 +305,12 @@ class Ledger:
         for entry in (*retries, *self._fresh.get(model, {}).values()):
             if entry.not_before > now:
                 continue
-            way = self._chooser.way(entry, now, patient=now < self._grace_end(entry))
-            if way is not None and self._has_room(way):
+            ways = self._chooser.ways(entry, now, patient=now < self._grace_end(entry))
+            way = next((way for way in ways if self._has_room(way)), None)
+            if way is not None:
                 effects.append(self._dispatch(entry, *way, now))
                 continue
-            if way is None:
+            if not ways:
                 self._look_again(entry, now)
             if entry.plain:
                 # Every later request of this model would find the same.
@@ -318,14 +332,15 @@ class Ledger:
         """Start the request's next attempt on this way."""
         number = len(entry.attempts) + 1
         patience_at = now + self._latencies.patience_s(plan, entry.impatience)
-        late_at = now + self._latencies.late_s(plan)
-        entry.attempts[number] = Attempt(number, plan, lane, groups, devices, now, patience_at, late_at)
-        self._inside[plan.epoch] = self._inside.get(plan.epoch, 0) + 1
+        inside = self._inside[plan.epoch] = self._inside.get(plan.epoch, 0) + 1
+        late_at = now + self._latencies.late_after_s(plan, inside)
+        entry.attempts[number] = Attempt(number, plan, lane, groups, devices, now, patience_at, late_at, inside)
         self._chooser.took(plan)
         for table in (self._fresh, self._retries):
             table.get(entry.model, {}).pop(entry.name, None)
-        for when in {patience_at, min(patience_at, late_at)}:
-            self._wake(entry, when)
+        self._wake(entry, patience_at)
+        if late_at < patience_at:
+            self._wake(entry, late_at)
         return Dispatch(entry.name, number, plan, lane, groups, devices, entry.deadline)
 
     def _fail(self, entry: Request, code: str, message: str) -> list[Effect]:

@@ -66,7 +66,8 @@ Effect = Dispatch | CancelAttempt | Answer | Fail | GoAround
 class Attempt:
     """One way tried: `live` until it is superseded; its result is taken even after that.
 
-    From `late_at` on it takes far longer than attempts in its plan did, and is `late`.
+    `inside` is how many attempts of this origin were in its plan then, itself included. From `late_at` on it takes far
+    longer than others did, and is `late`.
     """
 
     number: int
@@ -77,6 +78,7 @@ class Attempt:
     sent_at: float
     patience_at: float
     late_at: float = math.inf
+    inside: int = 1
     late: bool = False
     live: bool = True
 

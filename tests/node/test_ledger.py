@@ -543,7 +543,7 @@ def test_dead_device_closes_only_its_lane() -> None:
     assert sorted(taken) == [(C,), (C,), (D,), (D,)]
 
 
-def practised(machine: Ledger, count: int = 16, took_s: float = 0.1) -> float:
+def practised(machine: Ledger, count: int = 64, took_s: float = 0.1) -> float:
     """Requests that were answered one after the other, each as fast: when the last was."""
     now = 0.0
     for number in range(count):
@@ -604,10 +604,103 @@ def test_late_attempts_start_again_within_budget_and_room() -> None:
     assert slowed(machine, practised(machine))[0] == [GoAround(C, MAIN.epoch)]
 
 
+def test_with_the_second_late_attempt_every_late_one_starts_again() -> None:
+    """Those of a device that is gone around have nothing better to wait for; each has its place there."""
+    narrow = pipeline([B, D], epoch=MAIN.epoch.without(C), share=2)
+    machine = ledger(Shelf(PlanSet(MAIN, (narrow,))))
+    now = practised(machine)
+    for name in ("r1", "r2", "r3"):
+        accepted(machine, name, now, now + 30.0)
+    # Nothing is known of three at once.
+    assert machine.on_deadline(now + 0.9) == []
+
+    machine = ledger(Shelf(PlanSet(MAIN, (narrow,))))
+    now = crowded(machine, 3)
+    for name in ("r1", "r2", "r3"):
+        accepted(machine, name, now, now + 30.0)
+    machine.on_deadline(now + 0.21)
+    accepted(machine, "r4", now + 0.3, now + 30.0)
+    effects = machine.on_deadline(now + 0.8)
+    assert only(effects, GoAround) == [GoAround(C, MAIN.epoch)]
+    assert epochs(effects) == [("r1", 2, narrow.epoch), ("r2", 2, narrow.epoch)]
+    assert len(only(effects, CancelAttempt)) == 2
+    assert machine.queued == 0
+
+
+def crowded(machine: Ledger, beside: int) -> float:
+    """Answers to requests that were always so many at once; with too few beside it none says what is usual."""
+    now = 0.0
+    for number in range(64):
+        for one in range(beside + 1):
+            accepted(machine, f"before{number}.{one}", now, now + 30.0)
+        now += 0.1
+        for one in range(beside + 1):
+            machine.on_output(f"before{number}.{one}", 1, MAIN.epoch, now)
+    return now
+
+
+def test_load_makes_nothing_late() -> None:
+    """What attempts took says nothing of one with more of them beside it."""
+    machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
+    now = practised(machine)
+    accepted(machine, "r1", now, now + 30.0)
+    accepted(machine, "r2", now, now + 30.0)
+    assert machine.deadline == pytest.approx(now + 0.2)
+    machine.on_output("r1", 1, MAIN.epoch, now + 0.1)
+    assert machine.deadline == pytest.approx(now + 1.0)
+
+
+def test_late_attempts_go_by_another_lane_of_a_full_plan() -> None:
+    """The place that an attempt gives up there is its own."""
+    plan = Plan(MAIN.epoch, "cat", "d" * 64, (pipeline([B]).lanes[0], pipeline([C]).lanes[0]), 1, 1)
+    machine = ledger(Shelf(PlanSet(plan)))
+    now = practised(machine)
+    for _ in range(2):
+        taken = accepted(machine, "r1", now, now + 30.0)
+        effects = machine.on_deadline(now + 0.21)
+        if taken.devices == (B,):
+            break
+        machine.on_output("r1", 1, MAIN.epoch, now + 0.3)
+        now += 1.0
+    machine.on_output("r1", 1, MAIN.epoch, now + 0.3)
+    between = accepted(machine, "r2", now + 0.3, now + 30.0)
+    machine.on_output("r2", 1, MAIN.epoch, now + 0.35)
+    assert (between.devices, effects) == ((C,), [])
+    assert accepted(machine, "r3", now + 0.4, now + 30.0).devices == (B,)
+    effects = machine.on_deadline(now + 0.61)
+    assert only(effects, GoAround) == [GoAround(B, MAIN.epoch)]
+    (again,) = only(effects, Dispatch)
+    assert isinstance(again, Dispatch)
+    assert (again.request, again.devices) == ("r3", (C,))
+
+
+def test_one_without_answer_for_longer_than_anybody_waits_goes_around_a_suspect() -> None:
+    """Where all of a program's requests hang in a plan there is no second late one: patience is ground enough."""
+    machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
+    now = practised(machine)
+    accepted(machine, "r1", now, now + 30.0)
+    assert machine.on_deadline(now + 0.9) == []
+    effects = machine.on_deadline(now + 1.01)
+    assert only(effects, GoAround) == [GoAround(C, MAIN.epoch)]
+    assert epochs(effects) == [("r1", 2, WITHOUT_C.epoch)]
+
+
+def test_where_the_way_around_is_full_requests_wait_there_for_a_moment() -> None:
+    """Then they go the slow way: it has room."""
+    narrow = pipeline([B, D], epoch=MAIN.epoch.without(C), share=1)
+    machine = ledger(Shelf(PlanSet(MAIN, (narrow,))))
+    _, now = slowed(machine, practised(machine))
+    assert machine.in_flight(narrow.epoch) == 1
+    assert machine.accept("r3", "cat", 10, now + 30.0, now) == []
+    machine.on_deadline(now + 0.1)
+    assert machine.queued == 1
+    assert next_dispatch(machine)[1] == [("r3", 1, MAIN.epoch)]
+
+
 def test_too_little_known_is_no_ground_to_be_late() -> None:
     """With fewer answers than that nobody knows what is usual; patience alone counts."""
     machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
-    now = practised(machine, 15)
+    now = practised(machine, 63)
     accepted(machine, "r1", now, now + 30.0)
     assert machine.on_deadline(now + 0.9) == []
     machine.on_output("r1", 1, MAIN.epoch, now + 0.95)
@@ -615,14 +708,14 @@ def test_too_little_known_is_no_ground_to_be_late() -> None:
     assert machine.deadline == pytest.approx(now + 1.0 + 0.2)
 
 
-def test_a_contingency_is_late_after_twice_the_time_until_it_is_known_itself() -> None:
+def test_a_contingency_is_late_after_half_as_long_again_until_it_is_known_itself() -> None:
     """Its devices have more to do; its own answers count once there are enough."""
     machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
     _, now = slowed(machine, practised(machine))
     machine.on_output("r2", 2, WITHOUT_C.epoch, now + 0.1)
-    for number in range(16):
+    for number in range(64):
         accepted(machine, f"after{number}", now + 1.0, now + 30.0)
-        assert machine.deadline == pytest.approx(now + 1.0 + (0.35 if number < 15 else 0.2))
+        assert machine.deadline == pytest.approx(now + 1.0 + (0.275 if number < 63 else 0.2))
         machine.on_output(f"after{number}", 1, WITHOUT_C.epoch, now + 1.1)
 
 
