@@ -17,7 +17,7 @@ from meshnn.plan.ranges import memory_of, plan_memory
 
 # So long a plan made by choice, whose files are there, may try to be loaded beside what serves, in seconds.
 GENTLE_S = 5.0
-# So long where requests suffer meanwhile: one device is slow, or cannot be reached by another.
+# So long where requests suffer meanwhile: a device cannot be reached by another.
 HASTE_S = 1.0
 # A device as a plan was made for it: its life, its memory budget, its speed, whether it was to be used last.
 Mark = tuple[DeviceId, BootId, int, float, bool]
@@ -125,8 +125,8 @@ class Job:
         """Where the files of a gentle plan are all there, what does not fit now will not fit later: wait a little."""
         plans, wait_s = () if self.plans is None else self.plans.plans, GENTLE_S
         if self.why in {Why.AILING, Why.SEVERED}:
-            # The files of what covers it are not waited for.
-            plans, wait_s = plans[:1], HASTE_S
+            # The files of what covers it are not waited for. Requests go around a slow device, not around a pair.
+            plans, wait_s = plans[:1], HASTE_S if self.why is Why.SEVERED else GENTLE_S
         if not self.settled and all(everywhere(plan, self.stored) for plan in plans):
             self.settled, self.deadline = True, min(self.deadline, now + wait_s)
 

@@ -87,8 +87,12 @@ class Paces:
         if row is None or row.reading.boot != reading.boot:
             self._rows[device] = _Row(reading, reading.ratio)
             return False
-        if row.reading == reading:
+        if row.reading.observed_ms == reading.observed_ms:
+            # Told before: of a shard of an earlier plan perhaps, which says nothing beside what is predicted now.
             return False
+        if row.reading.predicted_ms != reading.predicted_ms and row.factor == 1.0:
+            # Another shard: predictions err by other factors for other shards.
+            row.best, row.strayed = reading.ratio, 0
         row.reading = reading
         row.best = min(row.best, reading.ratio)
         return True

@@ -48,6 +48,35 @@ def test_a_reading_that_was_told_before_is_no_news() -> None:
     assert paces.factor(B, BOOT) == 1.0
 
 
+def test_what_was_told_of_an_earlier_shard_says_nothing_of_the_next() -> None:
+    """The plan changed and a reading is still of the one before: it is neither the best of the new one nor slow."""
+    paces = Paces()
+    heavy, light = 40.0, 4.0
+    rows = [
+        Reading(BOOT, 40.0, heavy),
+        Reading(BOOT, 40.0, light),
+        Reading(BOOT, 4.1, light),
+        Reading(BOOT, 4.1, heavy),
+    ]
+    rows += [Reading(BOOT, 40.0 + step, heavy) for step in range(4)]
+    for now, row in enumerate(rows):
+        paces.on_readings({A: Reading(BOOT, 10.0 + now, 10.0), B: row}, float(now))
+    assert paces.factor(B, BOOT) == 1.0
+
+
+def test_another_shard_has_another_best() -> None:
+    """A small one takes many times its prediction, a large one keeps to it: a change of shard is no change of pace."""
+    paces, now = Paces(), 0.0
+    for observed_ms, predicted_ms in [(10.0, 10.0), (10.1, 10.0), (4.0, 1.0), (4.1, 1.0), (4.2, 1.0)]:
+        now += 5.0
+        paces.on_readings({A: Reading(BOOT, 10.0 + now / 1e6, 10.0), B: Reading(BOOT, observed_ms, predicted_ms)}, now)
+    assert paces.factor(B, BOOT) == 1.0
+    for observed_ms in (40.0, 41.0):
+        now += 5.0
+        paces.on_readings({A: Reading(BOOT, 10.0 + now / 1e6, 10.0), B: Reading(BOOT, observed_ms, 1.0)}, now)
+    assert paces.factor(B, BOOT) > STRAYS
+
+
 def test_a_prediction_that_errs_alike_for_all_is_nobodys_fault() -> None:
     """Everything four times slower than predicted from the start: no device is slow."""
     bench = Bench(a=4.0, b=4.0, c=4.4)

@@ -6,6 +6,7 @@ from tools.simulate.cluster_rules import CLUSTER
 from tools.simulate.mutant import Mutant
 
 LEDGER = "tests/node/test_ledger.py"
+PACES = "tests/node/test_paces.py"
 LAGS = "tests/node/test_lags.py"
 ASSEMBLY = "tests/node/test_assembly.py"
 MEMORY = "tests/node/test_assembly_memory.py"
@@ -91,6 +92,14 @@ MUTANTS = (
         "effects: list[Effect] = []",
         LEDGER,
     ),
+    _node(
+        "what was told of an earlier shard is no reading of the next",
+        "paces",
+        "if row.reading.observed_ms == reading.observed_ms:",
+        "if row.reading == reading:",
+        PACES,
+    ),
+    _node("another shard has another best", "paces", "row.best, row.strayed = reading.ratio, 0", "pass", PACES),
     _node("a leader outbids a plan of its own term", "core", "        effects += self._outbid(now)", "", CORE),
     _node(
         "the reporter is gone around where the reported device cannot be",
