@@ -38,11 +38,12 @@ class Chooser:
     def ways(self, entry: Request, now: float, *, patient: bool) -> list[Way]:
         """The ways a request may take, the best first: around whoever is slow, else without doubted devices.
 
-        While it is `patient` it waits for room on the former, and goes around what was only reported.
+        While it is `patient` it waits for room on the former, and goes around what was only reported. One that was
+        refused takes the ordinary ways: the way around may be what refuses it.
         """
         main = self._served.choose(entry.model, frozenset(), on_disk=False)
         slow = self._lags.suspected(main, now) if main is not None else set()
-        around = self.around(entry, slow, now) if slow else None
+        around = self.around(entry, slow, now) if slow and not entry.failures else None
         if patient:
             way = around if around is not None else self._patient(entry, now)
             return [] if way is None else [way]

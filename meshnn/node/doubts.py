@@ -143,14 +143,19 @@ class Latencies:
     def late_after_s(self, plan: Plan, inside: int) -> float:
         """After what time an attempt is late, with so many `inside` its plan; infinite where too little is known.
 
-        Load makes all of them slow: what took long beside fewer says nothing. The ninth decile is the usual, as under a
-        processor quota one in a few takes long as a rule. A contingency not known itself may take half as long again.
+        The ninth decile is the usual: under a processor quota one in a few takes long as a rule. Load makes all slow,
+        as many times as there are more of them at most. A contingency not known itself may take half as long again.
         """
         limits = self._limits
-        for epoch, factor in ((plan.epoch, 1.0), (plan.epoch.main, 1.5)):
-            known = sorted(took_s for took_s, beside in self._known(plan.model, epoch) if beside >= inside)
-            if len(known) >= limits.late_known:
-                return factor * limits.late_factor * known[math.ceil(0.9 * len(known)) - 1] + limits.late_s
+        for epoch in dict.fromkeys((plan.epoch, plan.epoch.main)):
+            known = sorted(self._known(plan.model, epoch), key=lambda row: -row[1])
+            if len(known) < limits.late_known:
+                continue
+            enough = max(limits.late_known, sum(beside >= inside for _, beside in known))
+            took = sorted(took_s for took_s, _ in known[:enough])
+            more = max(1.0, inside / known[enough - 1][1])
+            factor = more if epoch == plan.epoch else 1.5 * more
+            return factor * limits.late_factor * took[math.ceil(0.9 * len(took)) - 1] + limits.late_s
         return math.inf
 
     def patience_s(self, plan: Plan, doublings: int) -> float:

@@ -34,13 +34,14 @@ class _Case:
     """What is known of one plan set.
 
     So many `lates` were found in a row, the last at `found_at`; `common` are the devices on the way of all of them that
-    were on no way in time since.
+    were on no way in time since. The `suspect`, or nobody, is gone around from `since` until `until`.
     """
 
     lates: int = 0
     found_at: float = -math.inf
     common: frozenset[DeviceId] = frozenset()
     suspect: DeviceId | None = None
+    since: float = -math.inf
     until: float = -math.inf
     relapses: int = 0
     tried: set[DeviceId] = field(default_factory=set)
@@ -70,13 +71,14 @@ class Lags:
 
     def on_answer(self, attempt: Attempt, times: Sequence[StageTime]) -> None:
         """An attempt's answer, with the times that its devices tell of its shards."""
-        rows = self._times.setdefault((attempt.plan.model, attempt.plan.epoch), {})
-        for time in times:
-            if _is_of(time, attempt) and math.isfinite(time.compute_ms):
-                row = (attempt.lane, time.stage, time.part, time.device)
-                rows.setdefault(row, deque(maxlen=TIMES)).append(time.compute_ms)
+        if not attempt.plan.epoch.absent:
+            rows = self._times.setdefault((attempt.plan.model, attempt.plan.epoch), {})
+            for time in times:
+                if _is_of(time, attempt) and math.isfinite(time.compute_ms):
+                    row = (attempt.lane, time.stage, time.part, time.device)
+                    rows.setdefault(row, deque(maxlen=TIMES)).append(time.compute_ms)
         case = self._cases.get((attempt.plan.model, attempt.plan.epoch.main))
-        if case is not None and not attempt.late:
+        if case is not None and attempt.in_time:
             case.common = case.common.difference(attempt.devices)
             if not case.common:
                 case.lates = 0
@@ -88,11 +90,13 @@ class Lags:
         `stuck`, without an answer for longer than anybody waits, is ground enough by itself.
         """
         case = self._cases.setdefault((attempt.plan.model, attempt.plan.epoch.main), _Case())
-        nobody = case.suspect is None and now < case.until
-        if nobody or (attempt.sent_at < case.found_at and not stuck):
+        known = now < case.until and (case.suspect is None or attempt.sent_at < case.since)
+        if known or (attempt.sent_at < case.found_at and not stuck):
             return None
-        case.found(attempt, now)
         relapsed = case.suspect in attempt.devices and case.until <= now < case.until + AROUND_S
+        if relapsed:
+            case.lates = 0
+        case.found(attempt, now)
         if case.lates < GENERATIONS and not (relapsed or stuck):
             return None
         case.lates = 0
@@ -107,7 +111,7 @@ class Lags:
     def go_around(self, plan: Plan, device: DeviceId | None, now: float) -> None:
         """From now on go around a device of this plan set; with None around nobody, for as long."""
         case = self._cases.setdefault((plan.model, plan.epoch.main), _Case())
-        case.suspect, case.until = device, now + AROUND_S
+        case.suspect, case.since, case.until = device, now, now + AROUND_S
 
     def prune(self) -> None:
         """Forget plans that are no longer served."""

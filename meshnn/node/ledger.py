@@ -201,11 +201,12 @@ class Ledger:
                 effects += self._fail(entry, "deadline_error", entry.late())
                 continue
             for attempt in entry.live:
-                if now >= attempt.late_at:
-                    effects += self._on_late(entry, attempt, now)
-                if now >= attempt.patience_at and attempt.live:
+                if now >= attempt.late_at and not attempt.late:
+                    effects += self._on_late(entry, attempt, now, stuck=False)
+                if now >= attempt.patience_at:
                     effects += self._on_impatience(entry, attempt, now)
         for model in sorted(models):
+            effects += self._restart_late(model, now)
             effects += self._pump(model, now)
         return effects
 
@@ -225,7 +226,9 @@ class Ledger:
             # One device may fail at what another can do (memory, a kernel); two say that it is the model.
             entry.model_errors += 1
             entry.avoid[reporter] = (now + limits.report_s, reporter)
-            if entry.model_errors > 1 or not self._chooser.others(entry, now):
+            # A way around whoever is slow leaves the ordinary one to be tried.
+            around = self._lags.suspected(attempt.plan, now).difference(attempt.devices)
+            if entry.model_errors > 1 or not (around or self._chooser.others(entry, now)):
                 return self._fail(entry, code, message) + self._pump(entry.model, now)
         else:
             entry.not_before = now + wait_s
@@ -235,26 +238,21 @@ class Ledger:
     def _on_impatience(self, entry: Request, attempt: Attempt, now: float) -> list[Effect]:
         """No answer and no evidence in time: try again, as far as the budget goes; else wait once more."""
         entry.impatience += 1
-        known = attempt.late or attempt.late_at < math.inf
-        effects = self._on_late(entry, attempt, now, stuck=True) if known else []
-        if not attempt.live:
-            return effects
+        effects = self._on_late(entry, attempt, now, stuck=True) if attempt.late_at < math.inf else []
         if self._budget.spend(now, forced=False):
             return effects + self._supersede(entry, attempt, now, "no answer in time", spend=False)
         attempt.patience_at = now + self._latencies.patience_s(attempt.plan, entry.impatience)
         self._wake(entry, attempt.patience_at)
         return effects
 
-    def _on_late(self, entry: Request, attempt: Attempt, now: float, *, stuck: bool = False) -> list[Effect]:
-        """An attempt takes far longer than others did: what is late goes around whoever may be slow."""
-        attempt.late, attempt.late_at = True, math.inf
-        effects: list[Effect] = []
-        if self._lags.suspected(attempt.plan, now).isdisjoint(attempt.devices):
-            effects += self._suspect(entry, attempt, now, stuck)
-        return effects + self._restart_late(now)
+    def _on_late(self, entry: Request, attempt: Attempt, now: float, *, stuck: bool) -> list[Effect]:
+        """An attempt takes far longer than others did: find whom to go around, if it is not on a way around already.
 
-    def _suspect(self, entry: Request, attempt: Attempt, now: float, stuck: bool) -> list[Effect]:
-        """Find a device to go around for a late attempt: the likeliest for which there is a way; else nobody is."""
+        That is the likeliest device for which there is a way; else nobody is gone around for a while.
+        """
+        attempt.late = True
+        if not self._lags.suspected(attempt.plan, now).isdisjoint(attempt.devices):
+            return []
         suspects = self._lags.on_late(attempt, now, stuck=stuck)
         if suspects is None:
             return []
@@ -262,20 +260,25 @@ class Ledger:
         self._lags.go_around(attempt.plan, found, now)
         return [GoAround(found, attempt.plan.epoch)] if found is not None else []
 
-    def _restart_late(self, now: float) -> list[Effect]:
+    def _restart_late(self, model: str, now: float) -> list[Effect]:
         """Late attempts through a suspect start again around it, as far as there is room, and half the budget goes."""
         effects: list[Effect] = []
         least = max(1.0, self._limits.budget / 2)
-        for entry in list(self._requests.values()):
-            for attempt in entry.live:
-                slow = self._lags.suspected(attempt.plan, now) if attempt.late else set()
-                way = None if slow.isdisjoint(attempt.devices) else self._chooser.around(entry, slow, now)
-                if way is None or not (way[0].epoch == attempt.plan.epoch or self._has_room(way)):
-                    continue
-                if self._budget.spend(now, forced=False, least=least):
-                    self._latencies.observe(attempt, now)
-                    effects += self._supersede(entry, attempt, now, "it took far longer than others", spend=False)
-                    effects.append(self._dispatch(entry, *way, now))
+        late = [
+            (entry, attempt)
+            for entry in self._requests.values()
+            if entry.model == model and not entry.failures
+            for attempt in entry.live
+            if attempt.late and not self._lags.suspected(attempt.plan, now).isdisjoint(attempt.devices)
+        ]
+        for entry, attempt in late:
+            way = self._chooser.around(entry, self._lags.suspected(attempt.plan, now), now)
+            if way is None or not (way[0].epoch == attempt.plan.epoch or self._has_room(way)):
+                continue
+            if not self._budget.spend(now, forced=False, least=least):
+                break
+            effects += self._supersede(entry, attempt, now, "it took far longer than others", spend=False)
+            effects.append(self._dispatch(entry, *way, now))
         return effects
 
     def _supersede(
@@ -310,7 +313,7 @@ class Ledger:
             if way is not None:
                 effects.append(self._dispatch(entry, *way, now))
                 continue
-            if not ways:
+            if not ways or now < self._grace_end(entry):
                 self._look_again(entry, now)
             if entry.plain:
                 # Every later request of this model would find the same.

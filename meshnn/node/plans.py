@@ -24,7 +24,8 @@ ORPHAN_S = 15.0
 UNPLANNED_MAX = 256
 # How long a contingency that a request asked for stays as needed as that, in seconds; a death is official by then.
 PRESSING_S = 10.0
-# How long no plan is prepared that counts on the device whose death that says, in seconds; its leader knows by then.
+# How long no plan is prepared that counts on the device whose death that says, in seconds; its leader knows by then, or
+# it was slow or suspected to be.
 GONE_S = 3.0
 # The time that loading takes is told in steps of so many milliseconds.
 LACK_STEP_MS = 50
@@ -255,7 +256,7 @@ class PlanBook:
         return [PlansChanged(), *self._report()]
 
     def on_asked(self, model: str, epoch: Epoch, now: float) -> list[Effect]:
-        """A request came for a contingency: its origin saw the death before anybody else.
+        """A request came for a contingency: its origin saw the death before anybody else, or goes around a slow device.
 
         Where it is loaded it stays so, whatever else is to be loaded meanwhile. Where it is not, memory may have been
         taken for a plan in the making a moment ago. If that one counts on the dead device it comes to nothing and gives

@@ -66,8 +66,8 @@ Effect = Dispatch | CancelAttempt | Answer | Fail | GoAround
 class Attempt:
     """One way tried: `live` until it is superseded; its result is taken even after that.
 
-    `inside` is how many attempts of this origin were in its plan then, itself included. From `late_at` on it takes far
-    longer than others did, and is `late`.
+    `inside` is how many attempts of this origin were in its plan when it was sent, itself included.
+    From `late_at` on it takes far longer than others did, and is `late`; infinite where that is not known.
     """
 
     number: int
@@ -81,6 +81,11 @@ class Attempt:
     inside: int = 1
     late: bool = False
     live: bool = True
+
+    @property
+    def in_time(self) -> bool:
+        """Whether it is known not to be late."""
+        return self.live and not self.late and self.late_at < math.inf
 
 
 @dataclass(slots=True)

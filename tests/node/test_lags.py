@@ -36,7 +36,7 @@ def attempt(sent_at: float, plan: Plan = MAIN, *, late: bool = False) -> Attempt
     """An attempt through all devices of a plan."""
     stages = plan.lanes[0].stages
     groups = tuple(0 for _ in stages)
-    return Attempt(1, plan, 0, groups, tuple(sorted(plan.devices())), sent_at, sent_at + 1.0, late=late)
+    return Attempt(1, plan, 0, groups, tuple(sorted(plan.devices())), sent_at, sent_at + 1.0, sent_at + 0.5, late=late)
 
 
 def times(**taken_ms: float) -> list[StageTime]:
@@ -161,8 +161,8 @@ def test_one_that_is_stuck_is_ground_by_itself(lags: Lags) -> None:
 def test_answers_in_time_by_other_lanes_clear_those_alone(lags: Lags) -> None:
     """What late attempts have in common, and no answer in time has, is suspected."""
     plan = Plan(MAIN.epoch, "cat", "d" * 64, (pipeline([B, C]).lanes[0], pipeline([B, D]).lanes[0]), 4, 4)
-    by_c = Attempt(1, plan, 0, (0, 0), (B, C), 0.0, 1.0)
-    by_d = Attempt(1, plan, 1, (0, 0), (B, D), 0.0, 1.0)
+    by_c = Attempt(1, plan, 0, (0, 0), (B, C), 0.0, 1.0, 0.5)
+    by_d = Attempt(1, plan, 1, (0, 0), (B, D), 0.0, 1.0, 0.5)
     lanes = Lags(Shelf(PlanSet(plan)))
     assert late(lanes, by_c, 0.5) is None
     lanes.on_answer(by_d, [])
@@ -176,6 +176,28 @@ def test_answers_in_time_by_other_lanes_clear_those_alone(lags: Lags) -> None:
     late(lanes, by_c, 0.5)
     lanes.on_answer(by_c, [])
     assert late(lanes, replace(by_c, sent_at=0.6), 1.0) is None
+
+
+@pytest.mark.parametrize("unknown", [replace(attempt(0.6), late_at=math.inf), replace(attempt(0.6), live=False)])
+def test_an_answer_of_which_it_is_not_known_is_none_in_time(lags: Lags, unknown: Attempt) -> None:
+    """Neither where nobody knew what is usual, nor of an attempt that was given up."""
+    late(lags, attempt(0.0), 0.5)
+    lags.on_answer(unknown, [])
+    assert late(lags, attempt(1.0), 1.5) is not None
+
+
+def test_what_was_sent_before_the_suspicion_says_nothing_of_the_way_around(lags: Lags) -> None:
+    """It was under way when the others were found to be late."""
+    lags.go_around(MAIN, C, 1.0)
+    assert lags.on_late(attempt(0.9, WITHOUT_C), 2.0, stuck=True) is None
+    assert lags.on_late(attempt(1.1, WITHOUT_C), 2.0, stuck=True) == [B, D]
+
+
+def test_a_relapse_is_of_the_suspect_whatever_was_late_before(lags: Lags) -> None:
+    """One late attempt on the way around does not clear it."""
+    lags.go_around(MAIN, C, 0.0)
+    assert late(lags, attempt(9.0, WITHOUT_C), 9.5) is None
+    assert late(lags, attempt(AROUND_S), AROUND_S + 0.5) == [C, B, D]
 
 
 def test_plans_that_are_gone_are_forgotten(lags: Lags, shelf: Shelf) -> None:

@@ -608,13 +608,6 @@ def test_with_the_second_late_attempt_every_late_one_starts_again() -> None:
     """Those of a device that is gone around have nothing better to wait for; each has its place there."""
     narrow = pipeline([B, D], epoch=MAIN.epoch.without(C), share=2)
     machine = ledger(Shelf(PlanSet(MAIN, (narrow,))))
-    now = practised(machine)
-    for name in ("r1", "r2", "r3"):
-        accepted(machine, name, now, now + 30.0)
-    # Nothing is known of three at once.
-    assert machine.on_deadline(now + 0.9) == []
-
-    machine = ledger(Shelf(PlanSet(MAIN, (narrow,))))
     now = crowded(machine, 3)
     for name in ("r1", "r2", "r3"):
         accepted(machine, name, now, now + 30.0)
@@ -639,15 +632,36 @@ def crowded(machine: Ledger, beside: int) -> float:
     return now
 
 
-def test_load_makes_nothing_late() -> None:
-    """What attempts took says nothing of one with more of them beside it."""
+def test_more_at_once_may_take_as_many_times_as_long() -> None:
+    """Where nothing is known of so many beside an attempt; a queue before a slow device is late all the same."""
     machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
     now = practised(machine)
     accepted(machine, "r1", now, now + 30.0)
     accepted(machine, "r2", now, now + 30.0)
     assert machine.deadline == pytest.approx(now + 0.2)
     machine.on_output("r1", 1, MAIN.epoch, now + 0.1)
-    assert machine.deadline == pytest.approx(now + 1.0)
+    assert machine.deadline == pytest.approx(now + 0.35)
+
+    machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
+    now = practised(machine)
+    accepted(machine, "r1", now, now + 30.0)
+    assert machine.on_deadline(now + 0.21) == []
+    accepted(machine, "r2", now + 0.22, now + 30.0)
+    assert only(machine.on_deadline(now + 0.58), GoAround) == [GoAround(C, MAIN.epoch)]
+
+
+def test_a_request_that_was_refused_takes_the_ordinary_ways() -> None:
+    """The way around may be what refuses it; the slow one answers."""
+    for code in ("busy_error", "stale_epoch_error", "model_error"):
+        machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
+        effects, now = slowed(machine, practised(machine))
+        assert epochs(effects) == [("r2", 2, WITHOUT_C.epoch)]
+        effects = machine.on_failed("r2", 2, B, code, "told", "", now + 0.01)
+        assert only(effects, Fail) == []
+        if not (sent := epochs(effects)):
+            now, sent = next_dispatch(machine)
+        assert sent == [("r2", 3, MAIN.epoch)]
+        assert only(machine.on_deadline(now + 0.9), Dispatch) == []
 
 
 def test_late_attempts_go_by_another_lane_of_a_full_plan() -> None:
@@ -694,7 +708,8 @@ def test_where_the_way_around_is_full_requests_wait_there_for_a_moment() -> None
     assert machine.accept("r3", "cat", 10, now + 30.0, now) == []
     machine.on_deadline(now + 0.1)
     assert machine.queued == 1
-    assert next_dispatch(machine)[1] == [("r3", 1, MAIN.epoch)]
+    at, sent = next_dispatch(machine)
+    assert (at - now, sent) == (0.5, [("r3", 1, MAIN.epoch)])
 
 
 def test_too_little_known_is_no_ground_to_be_late() -> None:
@@ -726,7 +741,7 @@ class Story:
         """One plan of share 2 with one contingency."""
         self.plans = PlanSet(pipeline([B, C, D], share=2), (WITHOUT_C,))
         self.shelf = Shelf(self.plans)
-        self.machine = ledger(self.shelf)
+        self.machine = ledger(self.shelf, late_known=1)
         self.now = 0.0
         self.ends: dict[str, int] = {}
         self.sent: list[Dispatch] = []
@@ -740,6 +755,16 @@ class Story:
             elif isinstance(effect, Answer | Fail):
                 self.ends[effect.request] += 1
         assert all(self.machine.in_flight(plan.epoch) <= plan.share for plan in self.plans.plans)
+        self.starved()
+
+    def starved(self) -> None:
+        """Nothing waits past its grace, and any pause, where a way has room."""
+        machine = self.machine
+        queued = [entry for table in (machine._retries, machine._fresh) for entry in table.get("cat", {}).values()]
+        for entry in queued:
+            pauses = [machine._grace_end(entry), entry.not_before, entry.look_at, *entry.refused.values()]
+            ways = machine._chooser.ways(entry, self.now, patient=False) if self.now > max(pauses) else []
+            assert not any(machine._has_room(way) for way in ways)
 
     def accept(self, deadline_s: float) -> None:
         """Another request."""
