@@ -108,8 +108,9 @@ def test_wall_clocks_do_not_matter() -> None:
 
 def test_churn_costs_nothing_but_plans() -> None:
     """Scenario 7, a minute: nothing is lost, and only leaders that went are replaced."""
-    lost, elections, _, throughput = turmoil.churn([901], minutes=1.0)
+    lost, elections, _, plans, throughput = turmoil.churn([901], minutes=1.0)
     assert failed([lost, elections, throughput]) == []
+    assert plans.value > 0
 
 
 def test_sixty_cluster_machines_meet_from_few_addresses() -> None:

@@ -7,6 +7,8 @@ import pytest
 from meshnn.cluster.effects import LeaderChanged, MemberChanged, SendDatagram
 from meshnn.cluster.messages import VoteReply
 from meshnn.node.request import Answer, Fail
+from meshnn.plan.plan import Epoch
+from tests.node.shelf import A, B, pipeline
 from tools.simulate.lives import serving
 from tools.simulate.mesh import Mesh
 
@@ -130,3 +132,11 @@ def test_a_lost_shard_is_noticed() -> None:
     loaded.runtime.loaded.clear()
     with pytest.raises(AssertionError, match="lost count"):
         mesh.watch.on_event(loaded)
+
+
+def test_plans_that_move_what_serves_are_told_from_renewals() -> None:
+    """Only what runs other shards, or on other devices, is a move."""
+    mesh = serving(5, 3, BUDGET_BYTES)
+    ways = {Epoch(1, A, number): pipeline(devices).lanes for number, devices in enumerate(([A], [B], [B], [B], [A, B]))}
+    mesh.watch.epochs["m"] = ways
+    assert [mesh.watch.moves("m", first) for first in (0, 1, 2, 4, 5)] == [2, 2, 1, 1, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from meshnn.cluster.effects import LeaderChanged, MemberChanged, PersistIncarnation, SendDatagram
 from meshnn.cluster.member import DeviceId, MemberState
@@ -16,7 +17,7 @@ from meshnn.node.plans import DRAIN_S
 from meshnn.node.request import Answer, Fail
 from meshnn.node.slices import Passage
 from meshnn.plan.messages import Activate, Failed, Retire
-from meshnn.plan.plan import Epoch
+from meshnn.plan.plan import Epoch, Lane, Plan
 from tools.simulate.host import Host
 from tools.simulate.plane import ASSEMBLY_BYTES
 from tools.simulate.values import answer_of
@@ -72,7 +73,7 @@ class Watch:
         self.leader_changes = 0
         self.asked: dict[str, Asked] = {}
         self.activations: Counter[str] = Counter()
-        self.epochs: dict[str, set[Epoch]] = defaultdict(set)
+        self.epochs: dict[str, dict[Epoch, tuple[Lane, ...]]] = defaultdict(dict)
         self.elections: list[tuple[float, DeviceId, int]] = []
         # A script's finger on the end of every request.
         self.ended: Callable[[str], None] = lambda request: None
@@ -193,7 +194,9 @@ class Watch:
         lost = core.shards.handles() ^ host.runtime.loaded.keys()
         assert not lost, f"device {host.index} has lost count of its shards: {sorted(lost)}"
         for model in core.book.models:
-            self._check_epoch(host, model, core.book.newest(model))
+            plans = core.book.active(model)
+            assert plans is not None
+            self._check_epoch(host, plans.main)
 
     def on_work(self, host: Host) -> None:
         """A device's data plane has taken an event in: what must hold of it."""
@@ -204,15 +207,20 @@ class Watch:
         assert 0 <= plane.assembly.held_bytes <= ASSEMBLY_BYTES
         assert 0 <= plane.results.held_bytes <= ASSEMBLY_BYTES
 
-    def _check_epoch(self, host: Host, model: str, epoch: Epoch | None) -> None:
-        assert epoch is not None
+    def _check_epoch(self, host: Host, plan: Plan) -> None:
+        model, epoch = plan.model, plan.epoch
         key = (host.id, host.boot, model)
         before = self._active.get(key)
         if before is None or (before[0] is not epoch and before[0] != epoch):
             assert before is None or before[0] < epoch, f"device {host.index} went back from {before} to {epoch}"
             self._active[key] = (epoch, self._world.now)
             self.activations[model] += 1
-            self.epochs[model].add(epoch)
+            self.epochs[model].setdefault(epoch, plan.lanes)
+
+    def moves(self, model: str, first: int) -> int:
+        """How many of the plans from the `first` on move what serves; the others renew contingencies beside it."""
+        ways = [lanes for _, lanes in sorted(self.epochs[model].items())][max(0, first - 1) :]
+        return sum(before != after for before, after in pairwise(ways))
 
     # -- requests --
 
