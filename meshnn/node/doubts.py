@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass
+from operator import itemgetter
 
 from meshnn.cluster.member import BootId, DeviceId
 from meshnn.node.request import Attempt
@@ -148,14 +149,15 @@ class Latencies:
         """
         limits = self._limits
         for epoch in dict.fromkeys((plan.epoch, plan.epoch.main)):
-            known = sorted(self._known(plan.model, epoch), key=lambda row: -row[1])
-            if len(known) < limits.late_known:
-                continue
-            enough = max(limits.late_known, sum(beside >= inside for _, beside in known))
-            took = sorted(took_s for took_s, _ in known[:enough])
-            more = max(1.0, inside / known[enough - 1][1])
-            factor = more if epoch == plan.epoch else 1.5 * more
-            return factor * limits.late_factor * took[math.ceil(0.9 * len(took)) - 1] + limits.late_s
+            known, factor = self._known(plan.model, epoch), limits.late_factor
+            took = sorted(took_s for took_s, beside in known if beside >= inside)
+            if len(took) < limits.late_known <= len(known):
+                most = sorted(known, key=itemgetter(1))[-limits.late_known :]
+                took = sorted(took_s for took_s, _ in most)
+                factor *= inside / most[0][1]
+            if len(took) >= limits.late_known:
+                usual_s = took[math.ceil(0.9 * len(took)) - 1]
+                return (factor if epoch == plan.epoch else 1.5 * factor) * usual_s + limits.late_s
         return math.inf
 
     def patience_s(self, plan: Plan, doublings: int) -> float:

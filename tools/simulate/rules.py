@@ -84,7 +84,7 @@ MUTANTS = (
         LEDGER,
     ),
     _node("what lasts becomes usual", "lags", "return [] if case.relapses > RELAPSES else", "return", LAGS),
-    _node("load makes late later", "doubts", "max(1.0, inside / known[enough - 1][1])", "1.0", LEDGER),
+    _node("load makes late later", "doubts", "factor *= inside / most[0][1]", "pass", LEDGER),
     _node(
         "what goes around a slow device need not be loaded for it",
         "chooser",
