@@ -21,6 +21,7 @@ RECENT, PATIENT = 256, 64
 class LedgerLimits:
     """The bounds and patience of a ledger; times in seconds.
 
+    The least patience outlasts the evidence of a death, three pings: to start again would only begin to ping anew.
     An attempt is late that takes `late_factor` times the ninth decile of its plan's latest, and `late_s` more, where
     `late_known` of them are known. A plan that refused less than `asked_first` times is taken to be on its way into
     memory: no other is tried meanwhile, and before twice as many refusals none that must be loaded too.
@@ -28,7 +29,7 @@ class LedgerLimits:
 
     queue: int = 1024
     queue_bytes: int = 256_000_000
-    least_patience_s: float = 1.0
+    least_patience_s: float = 1.5
     unknown_patience_s: float = 2.0
     most_patience_s: float = 30.0
     late_factor: float = 1.5

@@ -22,6 +22,8 @@ from meshnn.plan.plan import Epoch, Plan
 # So many attempts must be late, each begun when the one before was found to be: what one hiccup holds up is late all
 # at once.
 GENERATIONS = 2
+# And so long after the first of them began: by then the silence of a dead device has been evidence, in seconds.
+EVIDENCE_S = 1.25
 # How long a suspect is gone around, and how long nobody is where every way was late, in seconds. As long again a first
 # late attempt is enough to go around it anew, so many times in a row.
 AROUND_S, RELAPSES = 10.0, 2
@@ -33,11 +35,13 @@ TIMES = 64
 class _Case:
     """What is known of one plan set.
 
-    So many `lates` were found in a row, the last at `found_at`; `common` are the devices on the way of all of them that
-    were on no way in time since. The `suspect`, or nobody, is gone around from `since` until `until`.
+    So many `lates` were found in a row, the first sent at `first_at`, the last found at `found_at`; `common` are the
+    devices on the way of all of them that were on no way in time since. The `suspect`, or nobody, is gone around from
+    `since` until `until`.
     """
 
     lates: int = 0
+    first_at: float = -math.inf
     found_at: float = -math.inf
     common: frozenset[DeviceId] = frozenset()
     suspect: DeviceId | None = None
@@ -50,7 +54,8 @@ class _Case:
         """Another attempt is late."""
         devices = frozenset(attempt.devices)
         shared = self.common & devices if self.lates else devices
-        self.lates = self.lates + 1 if shared else 1
+        first = not self.lates or not shared
+        self.lates, self.first_at = (1, attempt.sent_at) if first else (self.lates + 1, self.first_at)
         self.common = shared or devices
         self.found_at = now
 
@@ -97,7 +102,8 @@ class Lags:
         if relapsed:
             case.lates = 0
         case.found(attempt, now)
-        if case.lates < GENERATIONS and not (relapsed or stuck):
+        ground = case.lates >= GENERATIONS and now - case.first_at >= EVIDENCE_S
+        if not (ground or relapsed or stuck):
             return None
         case.lates = 0
         if relapsed:

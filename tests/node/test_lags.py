@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from meshnn.cluster.member import DeviceId
-from meshnn.node.lags import AROUND_S, GENERATIONS, RELAPSES, Lags
+from meshnn.node.lags import AROUND_S, EVIDENCE_S, GENERATIONS, RELAPSES, Lags
 from meshnn.node.request import Attempt
 from meshnn.plan.messages import StageTime
 from meshnn.plan.plan import Plan, PlanSet
@@ -61,7 +61,14 @@ def lag(lags: Lags, plan: Plan = MAIN, since: float = 0.0) -> list[DeviceId]:
 def test_attempts_late_one_after_the_other_are_ground(lags: Lags) -> None:
     """The first says nothing; the next, begun when that was known to be late, does."""
     assert late(lags, attempt(0.0), 0.5) is None
-    assert late(lags, attempt(0.5), 1.0) is not None
+    assert late(lags, attempt(0.5), EVIDENCE_S) is not None
+
+
+def test_nobody_is_suspected_before_a_dead_device_would_be_known_to_be_dead(lags: Lags) -> None:
+    """However many are late in a row: three pings come first, and a wrong guess stands in the way of the right one."""
+    for number in range(3):
+        assert late(lags, attempt(number / 5), number / 5 + 0.2) is None
+    assert late(lags, attempt(1.0), EVIDENCE_S) is not None
 
 
 def test_what_one_hiccup_holds_up_is_no_ground(lags: Lags) -> None:
@@ -166,16 +173,16 @@ def test_answers_in_time_by_other_lanes_clear_those_alone(lags: Lags) -> None:
     lanes = Lags(Shelf(PlanSet(plan)))
     assert late(lanes, by_c, 0.5) is None
     lanes.on_answer(by_d, [])
-    assert late(lanes, replace(by_c, sent_at=0.6), 1.0) == [C]
+    assert late(lanes, replace(by_c, sent_at=0.6), 1.3) == [C]
 
     lanes = Lags(Shelf(PlanSet(plan)))
     late(lanes, by_c, 0.5)
-    assert late(lanes, replace(by_d, sent_at=0.6), 1.0) == [B]
+    assert late(lanes, replace(by_d, sent_at=0.6), 1.3) == [B]
 
     lanes = Lags(Shelf(PlanSet(plan)))
     late(lanes, by_c, 0.5)
     lanes.on_answer(by_c, [])
-    assert late(lanes, replace(by_c, sent_at=0.6), 1.0) is None
+    assert late(lanes, replace(by_c, sent_at=0.6), 1.3) is None
 
 
 @pytest.mark.parametrize("unknown", [replace(attempt(0.6), late_at=math.inf), replace(attempt(0.6), live=False)])

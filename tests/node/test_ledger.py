@@ -423,14 +423,14 @@ def test_waiting_request_meets_its_deadline_too() -> None:
     assert "no plan for cat" in str(fails)
 
 
-def test_patience_is_one_second_for_a_fast_plan() -> None:
+def test_patience_is_a_second_and_a_half_for_a_fast_plan() -> None:
     """Neither answer nor evidence for a second: a plan known to be fast is tried again."""
     machine = ledger()
     accepted(machine, "r0")
     machine.on_output("r0", 1, MAIN.epoch, 0.1)
     accepted(machine, "r1", 10.0)
-    assert epochs(machine.on_deadline(10.99)) == []
-    assert epochs(machine.on_deadline(11.0)) == [("r1", 2, MAIN.epoch)]
+    assert epochs(machine.on_deadline(11.49)) == []
+    assert epochs(machine.on_deadline(11.5)) == [("r1", 2, MAIN.epoch)]
 
 
 def test_patience_follows_the_predicted_and_the_observed_latency() -> None:
@@ -559,9 +559,9 @@ def slowed(machine: Ledger, now: float) -> tuple[list[Effect], float]:
     accepted(machine, "r1", now, now + 30.0)
     assert machine.on_deadline(now + 0.21) == []
     machine.on_output("r1", 1, MAIN.epoch, now + 0.4)
-    accepted(machine, "r2", now + 0.4, now + 30.0)
-    assert machine.on_deadline(now + 0.59) == []
-    return machine.on_deadline(now + 0.61), now + 0.61
+    accepted(machine, "r2", now + 1.1, now + 30.0)
+    assert machine.on_deadline(now + 1.29) == []
+    return machine.on_deadline(now + 1.31), now + 1.31
 
 
 def test_late_attempts_go_around_a_device_by_what_is_loaded() -> None:
@@ -612,8 +612,8 @@ def test_with_the_second_late_attempt_every_late_one_starts_again() -> None:
     for name in ("r1", "r2", "r3"):
         accepted(machine, name, now, now + 30.0)
     machine.on_deadline(now + 0.21)
-    accepted(machine, "r4", now + 0.3, now + 30.0)
-    effects = machine.on_deadline(now + 0.8)
+    accepted(machine, "r4", now + 1.0, now + 30.0)
+    effects = machine.on_deadline(now + 1.3)
     assert only(effects, GoAround) == [GoAround(C, MAIN.epoch)]
     assert epochs(effects) == [("r1", 2, narrow.epoch), ("r2", 2, narrow.epoch)]
     assert len(only(effects, CancelAttempt)) == 2
@@ -646,8 +646,8 @@ def test_more_at_once_may_take_as_many_times_as_long() -> None:
     now = practised(machine)
     accepted(machine, "r1", now, now + 30.0)
     assert machine.on_deadline(now + 0.21) == []
-    accepted(machine, "r2", now + 0.22, now + 30.0)
-    assert only(machine.on_deadline(now + 0.58), GoAround) == [GoAround(C, MAIN.epoch)]
+    accepted(machine, "r2", now + 1.0, now + 30.0)
+    assert only(machine.on_deadline(now + 1.36), GoAround) == [GoAround(C, MAIN.epoch)]
 
 
 def test_a_request_that_was_refused_takes_the_ordinary_ways() -> None:
@@ -680,8 +680,8 @@ def test_late_attempts_go_by_another_lane_of_a_full_plan() -> None:
     between = accepted(machine, "r2", now + 0.3, now + 30.0)
     machine.on_output("r2", 1, MAIN.epoch, now + 0.35)
     assert (between.devices, effects) == ((C,), [])
-    assert accepted(machine, "r3", now + 0.4, now + 30.0).devices == (B,)
-    effects = machine.on_deadline(now + 0.61)
+    assert accepted(machine, "r3", now + 1.1, now + 30.0).devices == (B,)
+    effects = machine.on_deadline(now + 1.31)
     assert only(effects, GoAround) == [GoAround(B, MAIN.epoch)]
     (again,) = only(effects, Dispatch)
     assert isinstance(again, Dispatch)
@@ -693,8 +693,8 @@ def test_one_without_answer_for_longer_than_anybody_waits_goes_around_a_suspect(
     machine = ledger(Shelf(PlanSet(MAIN, (WITHOUT_C,))))
     now = practised(machine)
     accepted(machine, "r1", now, now + 30.0)
-    assert machine.on_deadline(now + 0.9) == []
-    effects = machine.on_deadline(now + 1.01)
+    assert machine.on_deadline(now + 1.4) == []
+    effects = machine.on_deadline(now + 1.51)
     assert only(effects, GoAround) == [GoAround(C, MAIN.epoch)]
     assert epochs(effects) == [("r1", 2, WITHOUT_C.epoch)]
 

@@ -32,6 +32,13 @@ MUTANTS = (
         "if known:",
         LAGS,
     ),
+    _node(
+        "nobody is suspected before the dead are known to be dead",
+        "lags",
+        "and now - case.first_at >= EVIDENCE_S",
+        "",
+        LAGS,
+    ),
     _node("one late attempt is no ground", "lags", "GENERATIONS = 2", "GENERATIONS = 1", LAGS),
     _node("a suspect whose absence helps nothing is tried once", "lags", "case.tried.add(case.suspect)", "pass", LAGS),
     _node(
