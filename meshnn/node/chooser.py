@@ -71,14 +71,17 @@ class Chooser:
         return any(self._search(entry, now, self._doubted(entry, end, now)) for end in (0, 1))
 
     def around(self, entry: Request, slow: set[DeviceId], now: float) -> Way | None:
-        """A way in memory around these devices; None where there is none."""
+        """A way in memory around these devices; None where there is none.
+
+        A contingency is one for a device that is dead, or for one of these where that keeps no room from any other:
+        whoever is asked for it takes its death for true, and keeps it loaded.
+        """
         doubted = self._doubted(entry, 0, now)
         way = self._search(entry, now, lambda plan: doubted(plan) | slow, on_disk=False)
-        if way is None:
-            return None
-        # Whoever is asked for a contingency takes the death it is for as true: none but of these, or who is dead.
-        absent = way[0].epoch.absent
-        return way if not absent or absent in slow or self._doubts.accuses(DeviceId(absent), now) else None
+        absent = way[0].epoch.absent if way is not None else ""
+        if not absent or self._doubts.accuses(DeviceId(absent), now):
+            return way
+        return way if absent in slow and not self._served.crowded(entry.model) else None
 
     def _doubted(self, entry: Request, end: int, now: float) -> Callable[[Plan], set[DeviceId]]:
         """What `_reported` says of any plan, for one end."""

@@ -127,6 +127,11 @@ class PlanBook:
         spares = sorted((*loaded, *stored), key=lambda plan: plan.epoch.absent not in avoid)
         return next((plan for plan in (entry.plans.main, *spares) if avoid.isdisjoint(plan.devices())), None)
 
+    def crowded(self, model: str) -> bool:
+        """Whether a contingency waits on the disks for its death: to use another meanwhile keeps the room from it."""
+        entry = self._active.get(model)
+        return entry is not None and bool(entry.on_disk())
+
     def unplanned(self, model: str) -> Unplanned | None:
         """Why a model has no plan, as the leader said last."""
         return self._unplanned.get(model)

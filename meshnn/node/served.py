@@ -27,6 +27,9 @@ class Served(Protocol):
     def choose(self, model: str, avoid: frozenset[DeviceId], *, on_disk: bool = True) -> Plan | None:
         """The active plan if it needs none of `avoid`, else a contingency that needs none, loaded or `on_disk`."""
 
+    def crowded(self, model: str) -> bool:
+        """Whether a contingency waits on the disks for its death: to use another meanwhile keeps the room from it."""
+
     def newest(self, model: str) -> Epoch | None:
         """The newest epoch known for a model."""
 

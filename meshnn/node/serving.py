@@ -50,6 +50,10 @@ class Serving:
             return None
         return plan
 
+    def crowded(self, model: str) -> bool:
+        """Whether a contingency waits on the disks for its death."""
+        return self._core.book.crowded(model)
+
     def newest(self, model: str) -> Epoch | None:
         """The newest epoch known for a model."""
         return self._core.book.newest(model)

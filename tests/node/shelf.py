@@ -84,6 +84,10 @@ class Shelf:
         usable = [plan for plan in (active.plans if active else ()) if on_disk or plan.epoch not in self.unloaded]
         return next((plan for plan in usable if avoid.isdisjoint(plan.devices())), None)
 
+    def crowded(self, model: str) -> bool:
+        """Whether something is not loaded."""
+        return model in self.active and any(plan.epoch in self.unloaded for plan in self.active[model].plans)
+
     def newest(self, model: str) -> Epoch | None:
         """The epoch of the active plan."""
         active = self.active.get(model)

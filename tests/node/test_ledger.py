@@ -585,6 +585,12 @@ def test_without_a_way_in_memory_late_attempts_stay_where_they_are() -> None:
     machine = ledger(shelf)
     assert slowed(machine, practised(machine))[0] == []
 
+    # In use it would keep the room from the one on the disks, which the death of D would have loaded.
+    shelf = Shelf(SET)
+    shelf.unloaded = {WITHOUT_D.epoch}
+    machine = ledger(shelf)
+    assert slowed(machine, practised(machine))[0] == []
+
     elsewhere = pipeline([A, E], epoch=MAIN.epoch.without(E))
     machine = ledger(Shelf(PlanSet(MAIN, (elsewhere,))))
     effects, now = slowed(machine, practised(machine))

@@ -109,8 +109,10 @@ def test_a_contingency_on_disk_is_the_last_resort() -> None:
     assert bench.book.choose("cat", frozenset()) == plans.main
     assert bench.book.choose("cat", frozenset({C})) == plans.without(C)
     assert bench.book.choose("cat", frozenset({A})) is None
+    assert (bench.book.crowded("cat"), bench.book.crowded("dog")) == (True, False)
     bench.book.on_activate(B, Activate(plans, (FIRST, FIRST.without(C)), ()), 0.0)
     assert bench.book.choose("cat", frozenset({C})) == plans.without(C)
+    assert not bench.book.crowded("cat")
 
 
 def stages(epoch: Epoch, *parts: tuple[int, int, DeviceId]) -> PlanSet:

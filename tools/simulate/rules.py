@@ -93,17 +93,17 @@ MUTANTS = (
     _node("what lasts becomes usual", "lags", "return [] if case.relapses > RELAPSES else", "return", LAGS),
     _node("load makes late later", "doubts", "factor *= inside / most[0][1]", "pass", LEDGER),
     _node(
-        "what goes around a slow device need not be loaded for it",
+        "a contingency for another death is no way around a slow device",
         "chooser",
-        "doubted(plan) | slow, on_disk=False)",
-        "doubted(plan) | slow)",
+        "return way if absent in slow and not",
+        "return way if not",
         LEDGER,
     ),
     _node(
-        "a contingency for another death is no way around a slow device",
+        "what goes around a slow device keeps no room from a death's contingency",
         "chooser",
-        "return way if not absent or absent in slow or self._doubts.accuses(DeviceId(absent), now) else None",
-        "return way",
+        "absent in slow and not self._served.crowded(entry.model)",
+        "absent in slow",
         LEDGER,
     ),
     _node(
