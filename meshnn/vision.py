@@ -26,6 +26,10 @@ Photo: TypeAlias = Image.Image
 PIXELS_MAX = 100_000_000
 """The largest photo that is decoded: 100 megapixels are 300 MB."""
 
+PIXELS_UNASKED, PIXELS_A_BYTE = 2_000_000, 500
+"""Above so many pixels a file must have a byte for each so many: a PNG of one colour has one for some 350. A kilobyte
+that claims 45 megapixels is no photo, and would take 0.7 s and 180 MB to decode."""
+
 DEFAULT_NORMALISATION = Normalisation((127.5,), (127.5,))
 """What a float model without metadata is given: values from -1 to 1."""
 
@@ -76,6 +80,12 @@ def read_photo(data: bytes, name: str) -> Photo:
     with photo:
         if photo.format in _REFUSED_FORMATS:
             raise InputError(f"{name} is {photo.format}, which is a program and not a photo: convert it to PNG or JPEG")
+        pixels = photo.width * photo.height
+        if pixels > max(PIXELS_UNASKED, PIXELS_A_BYTE * len(data)):
+            raise InputError(
+                f"{name} claims {photo.width} x {photo.height} pixels in {len(data)} bytes, which is no photo: "
+                "save it at the size of what is in it"
+            )
         try:
             photo.load()
             return _upright(photo)

@@ -399,3 +399,16 @@ def _described(detail: dict[str, npt.NDArray[np.generic]]) -> CardTensor:
         size_bytes=0,
         quantization=CardQuantization(float(scale), int(zero_point)) if scale else None,
     )
+
+
+@pytest.mark.parametrize(("kind", "refused"), [("WEBP", True), ("PNG", False)])
+def test_a_few_bytes_that_claim_many_megapixels_are_not_decoded(kind: str, refused: bool) -> None:
+    """A file of one colour that compresses beyond what any photo does is refused by its header; a PNG of one is not."""
+    file = io.BytesIO()
+    options = {"lossless": True} if kind == "WEBP" else {}
+    Image.new("RGB", (4000, 3000), "white").save(file, kind, **options)
+    if not refused:
+        assert vision.read_photo(file.getvalue(), "white").size == (4000, 3000)
+        return
+    with pytest.raises(InputError, match="claims 4000 x 3000 pixels in"):
+        vision.read_photo(file.getvalue(), "white")
